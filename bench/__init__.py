@@ -1,0 +1,1 @@
+"""Timings, side by side in one run; may import any room, nothing imports it."""

@@ -1,0 +1,297 @@
+"""The `readout` command: wiring only; every import of a room waits until its command runs.
+
+Exit codes: 0 done · 1 the stack or the generation failed · 2 wrong use, a port in use or a missing
+piece · 3 the service refused the request · 4 the service cannot be reached · 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from heads_registry.manifest import Catalogue
+    from jobs.settings import CoreSettings
+
+    S = TypeVar("S", bound=CoreSettings)
+
+app = typer.Typer(
+    help="Readout Guidance as a service: images that follow poses, depth maps and edges.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+heads_app = typer.Typer(help="Readout heads that are installed.", no_args_is_help=True)
+models_app = typer.Typer(help="Base models that are installed.", no_args_is_help=True)
+app.add_typer(heads_app, name="heads")
+app.add_typer(models_app, name="models")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="readout")
+
+
+def _fail(message: object, code: int) -> typer.Exit:
+    typer.echo(f"readout: {message}", err=True)
+    return typer.Exit(code)
+
+
+@app.command()
+def up(
+    data_dir: Annotated[
+        Path, typer.Option(help="Everything that is kept: queue, results, secrets, logs.")
+    ] = Path(".readout"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes.")] = 1,
+    redis_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Embedded Valkey's; default: free.")
+    ] = None,
+    s3_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Embedded S3's; default: a free one.")
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that a running job has to finish on Ctrl-C.")
+    ] = 60.0,
+    log_format: Annotated[str, typer.Option(help="console or json.")] = "console",
+) -> None:
+    """Start the whole stack here: Valkey, S3, gateway and workers, on loopback.
+
+    With REDIS_URL or READOUT_S3_ENDPOINT_URL (and its keys) set, those servers are used instead.
+    """
+    from stack.errors import StackError
+    from stack.up import Options, up
+
+    if log_format not in ("console", "json"):
+        raise typer.BadParameter("console or json", param_hint="--log-format")
+    options = Options(
+        data_dir=data_dir,
+        port=port,
+        workers=workers,
+        redis_port=redis_port,
+        s3_port=s3_port,
+        grace_s=grace,
+        log_format="json" if log_format == "json" else "console",
+    )
+    try:
+        up(options)
+    except StackError as error:
+        raise _fail(error, error.exit_code) from None
+
+
+@app.command()
+def gateway(
+    host: Annotated[str | None, typer.Option(help="Address; default: READOUT_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Default: READOUT_PORT.")
+    ] = None,
+) -> None:
+    """Run the HTTP gateway alone."""
+    import uvicorn
+
+    from heads_registry.manifest import RegistryError
+    from jobs.logs import configure_logging
+    from service.app import create_app
+    from service.settings import GatewaySettings
+
+    settings = _settings(GatewaySettings)
+    configure_logging(settings.log_format)
+    try:
+        application = create_app(settings)
+    except RegistryError as error:
+        raise _fail(error, 2) from None
+    uvicorn.run(
+        application,
+        host=host or settings.host,
+        port=settings.port if port is None else port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Only ask whether one runs here; for health checks.")
+]
+
+
+@app.command()
+def worker(check: CheckOption = False) -> None:
+    """Run one worker: takes jobs from Redis, samples, stores the results."""
+    if check:
+        raise typer.Exit(0 if _worker_lives() else 1)
+    from worker.__main__ import main
+
+    raise typer.Exit(main())
+
+
+@app.command()
+def reconciler(check: CheckOption = False) -> None:
+    """Run the reconciler: requeues what dead workers left behind. One of it is enough."""
+    if check:
+        raise typer.Exit(0 if _reconciler_lives() else 1)
+    from signal import SIGINT, SIGTERM, signal
+    from threading import Event
+
+    from jobs.logs import configure_logging
+    from jobs.reconciler import run_forever
+    from jobs.settings import CoreSettings
+
+    settings = _settings(CoreSettings)
+    configure_logging(settings.log_format)
+    stop = Event()
+    for number in (SIGINT, SIGTERM):
+        signal(number, lambda *_: stop.set())
+    run_forever(settings, stop)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="HEAD=IMAGE[:WEIGHT], such as pose=pose.png:0.8; repeatable."),
+    ] = None,
+    keypoints: Annotated[
+        list[str] | None, typer.Option(help="OpenPose JSON file[:WEIGHT] for the pose head.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="See `readout models list`.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn.")] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="With seeds seed, seed + 1, …")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the pictures.")] = Path("out/generate"),
+    url: Annotated[str, typer.Option(envvar="READOUT_URL", help="The service.")] = DEFAULT_URL,
+) -> None:
+    """Generate pictures through a running service; Ctrl-C cancels the generation."""
+    from client.errors import BadArgument, ClientError, Refused, Unreachable
+    from client.generate import Job, generate
+
+    parameters = {
+        "model": model,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_images": num_images,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+    }
+    job = Job(prompt, url, out, tuple(control or ()), tuple(keypoints or ()), parameters)
+    exit_codes = {BadArgument: 2, Refused: 3, Unreachable: 4}
+    try:
+        for path in generate(job):
+            typer.echo(path)
+    except ClientError as error:
+        raise _fail(error, exit_codes.get(type(error), 1)) from None
+    except KeyboardInterrupt:
+        raise _fail("canceled", 130) from None
+
+
+@heads_app.command("list")
+def heads_list() -> None:
+    """Print id, kind and title of every installed head."""
+    for head in _catalogue().heads:
+        typer.echo(f"{head.id:<32} {head.signal:<8} {head.title}")
+
+
+@heads_app.command("import")
+def heads_import(
+    checkpoint: Annotated[Path, typer.Argument(help="A published .pt checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Registry directory; see READOUT_REGISTRY_DIRS.")],
+    family: Annotated[str | None, typer.Option(help="Base-model family; default: guessed.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the head; default: what it reads.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a head of that name.")] = False,
+) -> None:
+    """Import a published head: checked, never executed, written as safetensors and manifest."""
+    from heads_registry.importers import import_head
+    from heads_registry.manifest import RegistryError
+
+    try:
+        found = import_head(checkpoint, out, family=family, name=name, overwrite=overwrite)
+    except RegistryError as error:
+        raise _fail(error, 2) from None
+    head = found.manifest
+    typer.echo(f"{head.id}: {head.kind}, {head.signal}, {found.parameters:,} parameters")
+    typer.echo(
+        f"taps {len(head.feature_taps)}, values {head.value_range[0]} to {head.value_range[1]}"
+    )
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(found.manifest_path)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Print name, family and title of every installed model."""
+    for model in _catalogue().models.values():
+        typer.echo(f"{model.name:<24} {model.family:<20} {model.title}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version
+
+    typer.echo(version("readout-service"))
+
+
+def _worker_lives() -> bool:
+    from socket import gethostname
+
+    from jobs.connection import connect
+    from jobs.errors import JobsError
+    from jobs.settings import CoreSettings
+    from jobs.workers import WorkerBoard
+
+    settings = _settings(CoreSettings)
+    try:
+        return any(
+            worker.host == gethostname()
+            for worker in WorkerBoard(connect(settings), settings).alive()
+        )
+    except JobsError as error:
+        raise _fail(error, 1) from None
+
+
+def _reconciler_lives() -> bool:
+    from jobs.connection import connect, redis_errors
+    from jobs.errors import JobsError
+    from jobs.keys import reconciler_key
+    from jobs.settings import CoreSettings
+
+    settings = _settings(CoreSettings)
+    try:
+        with redis_errors():
+            return bool(connect(settings).exists(reconciler_key(settings)))
+    except JobsError as error:
+        raise _fail(error, 1) from None
+
+
+def _catalogue() -> Catalogue:
+    from heads_registry.manifest import BUILTIN_DIR, Catalogue, RegistryError
+    from jobs.settings import CoreSettings
+
+    try:
+        return Catalogue((BUILTIN_DIR, *_settings(CoreSettings).registry_dirs))
+    except RegistryError as error:
+        raise _fail(error, 2) from None
+
+
+def _settings(kind: type[S]) -> S:
+    from pydantic import ValidationError
+
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise _fail(f"setting {name}: {first['msg']}", 2) from None
+
+
+if __name__ == "__main__":
+    main()

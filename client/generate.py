@@ -1,0 +1,154 @@
+"""`readout generate`: one generation from the command line, with a progress bar."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from client.errors import BadArgument, ClientError
+from client.http import Generation, ReadoutClient
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to ask for and where to put it."""
+
+    prompt: str
+    url: str
+    out: Path
+    controls: tuple[str, ...] = ()
+    """``head=image.png`` or ``head=image.png:weight``."""
+    keypoints: tuple[str, ...] = ()
+    """``pose.json`` or ``pose.json:weight``, for the pose head."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the request, such as seed; None is left out."""
+
+
+def generate(job: Job) -> list[Path]:
+    """Upload the controls, create, wait and download; Ctrl-C cancels the generation.
+
+    Raises:
+        ClientError: see client/errors.py.
+        KeyboardInterrupt: after the generation was canceled.
+    """
+    with ReadoutClient(job.url) as client, _progress() as progress:
+        task = progress.add_task("uploading", total=None, steps="")
+        request = build_request(job, client)
+        generation = client.create(request)
+        try:
+            generation = client.wait(
+                generation["id"],
+                timeout_s=24 * 3600,
+                on_update=lambda state: progress.update(task, **_bar(state)),
+            )
+        except KeyboardInterrupt:
+            progress.update(task, description="canceling")
+            with _no_interrupt(), suppress(ClientError):
+                client.cancel(generation["id"])
+            raise
+        progress.update(task, description="downloading")
+        return save(client, generation, job.out)
+
+
+def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
+    """The request's JSON; control images are uploaded on the way.
+
+    Raises:
+        BadArgument: a control cannot be understood or read.
+    """
+    controls = []
+    for text in job.controls:
+        head, separator, rest = text.partition("=")
+        if not head or not separator:
+            raise BadArgument(f"--control {text}: write HEAD=IMAGE, such as pose=pose.png:0.8")
+        path, weight = _split_weight(rest)
+        upload = client.upload(_read(path, "--control"), path.name)
+        controls.append(_control(head, weight, image={"upload_id": upload["id"]}))
+    for text in job.keypoints:
+        path, weight = _split_weight(text)
+        try:
+            keypoints = json.loads(_read(path, "--keypoints"))
+        except ValueError as error:
+            raise BadArgument(f"--keypoints {path}: not JSON: {error}") from error
+        controls.append(_control("pose", weight, keypoints=keypoints))
+    chosen = {name: value for name, value in job.parameters.items() if value is not None}
+    return {"prompt": job.prompt, "controls": controls, **chosen}
+
+
+def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]:
+    """Download all pictures, readouts and the manifest; the paths of the pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    result = generation["result"]
+    pictures = []
+    for image in result["images"]:
+        stem = f"image-{image['index']:03d}"
+        path = out / f"{stem}{_suffix(image['url'])}"
+        path.write_bytes(client.download(image["url"]))
+        pictures.append(path)
+        for readout in image["readouts"]:
+            name = f"{stem}-readout-{readout['head'].rpartition('/')[2]}{_suffix(readout['url'])}"
+            (out / name).write_bytes(client.download(readout["url"]))
+    (out / "manifest.json").write_bytes(client.download(result["manifest_url"]))
+    return pictures
+
+
+def _control(head: str, weight: float | None, **target: Any) -> dict[str, Any]:
+    control = {"type": "spatial", "head": head, **target}
+    return control if weight is None else control | {"weight": weight}
+
+
+def _split_weight(text: str) -> tuple[Path, float | None]:
+    path, separator, tail = text.rpartition(":")
+    if separator:
+        with suppress(ValueError):
+            return Path(path), float(tail)
+    return Path(text), None
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadArgument(f"{option} {path}: {error.strerror}") from error
+
+
+def _suffix(url: str) -> str:
+    return Path(url.partition("?")[0]).suffix or ".png"
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.fields[steps]}"),
+    )
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _bar(generation: Generation) -> dict[str, Any]:
+    step = generation.get("progress") or {}
+    total = step.get("total_steps") or None
+    return {
+        "description": step.get("stage") or generation["state"],
+        "completed": step.get("step", 0),
+        "total": total,
+        "steps": f"{step['step']}/{total}" if total else "",
+    }
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Let the cancel go out even when Ctrl-C is pressed again."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

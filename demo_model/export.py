@@ -1,0 +1,65 @@
+"""Writes the model as a StableDiffusionPipeline folder of fp16 safetensors; knows no training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo_model.networks import build_scheduler
+from demo_model.tokenizer import save_tokenizer
+from world.captions import VOCABULARY
+
+MAX_SHARD_SIZE = "15MB"
+
+
+def _half(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format).half().eval()
+
+
+def export_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> None:
+    """Writes the pipeline beside `folder`, then renames it over `folder`; files of <= 16 MB."""
+    temporary = folder.with_name(folder.name + ".new")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline = StableDiffusionPipeline(
+        vae=_half(vae),
+        text_encoder=_half(text_encoder),
+        tokenizer=tokenizer,
+        unet=_half(unet),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(temporary, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
+    save_tokenizer(tokenizer, VOCABULARY, temporary / "tokenizer")
+    _load_as_float32(temporary / "text_encoder" / "config.json")
+    for file in temporary.rglob("*.safetensors"):
+        file.chmod(0o644)  # written for their owner alone, but to be shipped
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _load_as_float32(path: Path) -> None:
+    """transformers loads in the type that a configuration names, diffusers in float32 unless asked:
+    both must agree, or a pipeline loaded without `torch_dtype` mixes them."""
+    config = json.loads(path.read_text())
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,164 @@
+"""`python -m demo_model.train`: the stages of the demo base model in order; wiring only."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo_model.config import RunConfig, load_config
+from demo_model.data import Renders, load_renders, open_images
+from demo_model.devices import Device, choose_device, raise_priority
+from demo_model.export import export_pipeline
+from demo_model.loop import Loop, Stopped
+from demo_model.networks import build_text_encoder, build_unet
+from demo_model.parallel import Group, run_in_group
+from demo_model.text import TextStage, tokenize_captions
+from demo_model.tokenizer import build_tokenizer
+from demo_model.unet import Parts, UnetStage
+from demo_model.vae import VaeStage, build_vae, encode_latents, scaling_factor
+from world.captions import VOCABULARY
+
+COMMANDS = ("vae", "text", "latents", "unet", "export", "all")
+
+
+def train_vae(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
+    """Trains the autoencoder; returns at once where it is done."""
+    Loop(VaeStage(config, renders, device), folder, config.seed).run()
+
+
+def train_text(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
+    """Pre-trains the text encoder; returns at once where it is done."""
+    tokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
+    Loop(TextStage(config, renders, device, tokenizer), folder, config.seed).run()
+
+
+def _encode(group: Group, config: RunConfig, folder: Path) -> None:
+    device, images = choose_device(config), open_images(config)
+    vae = build_vae(config).to(device.device)
+    vae.load_state_dict(_trained(folder, "vae"))
+    encode_latents(vae, images, folder / "latents.npy", device, group)
+
+
+def cache_latents(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
+    """Encodes the renders and tokenizes their captions, where that is not done yet."""
+    if not (folder / "captions.npy").exists():
+        tokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
+        ids = tokenize_captions(tokenizer, renders.train, config.text.max_length)
+        np.save(folder / "captions.npy", ids[: config.data.latent_count])
+    if not (folder / "latents.npy").exists():
+        run_in_group(config.processes, _encode, config, folder)
+
+
+def _trained(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    path = folder / f"{stage}.pt"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run the stage `{stage}` first")
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu")["stage"]["model"]
+    return state
+
+
+def load_parts(config: RunConfig, device: Device, folder: Path, latents: np.ndarray) -> Parts:
+    """The trained autoencoder (with its scaling factor) and text encoder, and a new U-Net."""
+    torch.manual_seed(config.seed)
+    tokenizer: CLIPTokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
+    text_encoder: CLIPTextModel = build_text_encoder(config, tokenizer)
+    text_encoder.load_state_dict(_trained(folder, "text"))
+    vae = build_vae(config)
+    vae.load_state_dict(_trained(folder, "vae"))
+    factor = scaling_factor(latents, config.vae.latent_channels)
+    vae.register_to_config(scaling_factor=factor)
+    vae.eval().requires_grad_(False)
+    unet = build_unet(config)
+    text_encoder, unet, vae = (part.to(device.device) for part in (text_encoder, unet, vae))
+    return Parts(tokenizer, text_encoder, unet, vae)
+
+
+def build_unet_loop(group: Group, config: RunConfig, folder: Path) -> Loop:
+    """The U-Net's loop of one process of the group, at its last checkpoint."""
+    device = choose_device(config)
+    latents = np.load(folder / "latents.npy")
+    captions = np.load(folder / "captions.npy")
+    parts = load_parts(config, device, folder, latents)
+
+    def export() -> None:
+        where = folder / "export"
+        export_pipeline(where, parts.vae, parts.text_encoder, parts.tokenizer, parts.unet)
+
+    stage = UnetStage(config, parts, latents, captions, device, group, export)
+    return Loop(stage, folder, config.seed, group)
+
+
+def _unet_process(group: Group, config: RunConfig, folder: Path) -> None:
+    try:
+        build_unet_loop(group, config, folder).run()
+    except Stopped:
+        if group.leads:
+            (folder / "stopped").touch()
+
+
+def train_unet(config: RunConfig, folder: Path) -> None:
+    """Trains U-Net and text encoder in `config.processes` processes.
+
+    Raises:
+        Stopped: a signal asked to stop; the checkpoint is written.
+    """
+    (folder / "stopped").unlink(missing_ok=True)
+    run_in_group(config.processes, _unet_process, config, folder)
+    if (folder / "stopped").exists():
+        raise Stopped("unet")
+
+
+def export_now(config: RunConfig, folder: Path) -> None:
+    """Exports the averaged weights of the last checkpoint (a new U-Net where there is none)."""
+    stage = build_unet_loop(Group(), config, folder).stage
+    assert isinstance(stage, UnetStage)
+    stage.average.swap()
+    stage.export()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status (3: stopped by a signal)."""
+    parser = argparse.ArgumentParser(prog="python -m demo_model.train", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and results")
+    parser.add_argument(
+        "--minutes", type=float, help="wall-clock plan of the stage, over the config's"
+    )
+    options = parser.parse_args(arguments)
+    config, folder = load_config(options.config), options.run
+    if options.minutes is not None:
+        config = config.with_minutes(options.command, options.minutes)
+    raise_priority()
+    try:
+        for name in COMMANDS[:-1] if options.command == "all" else (options.command,):
+            _run_stage(name, config, folder)
+    except Stopped as stopped:
+        print(f"stopped in {stopped}; the same command goes on", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _run_stage(name: str, config: RunConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "unet":
+        train_unet(config, folder)
+    elif name == "export":
+        export_now(config, folder)
+    else:
+        stages: dict[str, Callable[[RunConfig, Renders, Device, Path], None]] = {
+            "vae": train_vae,
+            "text": train_text,
+            "latents": cache_latents,
+        }
+        stages[name](config, load_renders(config), choose_device(config), folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

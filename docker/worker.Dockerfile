@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+# The GPU side. torch's wheels bring CUDA's libraries: the host needs the driver and its container
+# toolkit alone. PIP_TORCH_ARGS chooses another build of torch, such as the CPU one (see README).
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG PIP_TORCH_ARGS=""
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/pip docker/install.sh worker /opt/readout
+
+FROM ${PYTHON_IMAGE}
+RUN groupadd --gid 10001 readout && useradd --uid 10001 --gid 10001 --no-create-home readout \
+    && install -d -o readout -g readout /var/lib/readout/hub
+COPY --from=build /opt/readout /opt/readout
+ENV PATH=/opt/readout/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    HF_HOME=/var/lib/readout/hub
+USER 10001:10001
+WORKDIR /
+VOLUME /var/lib/readout/hub
+HEALTHCHECK --interval=15s --timeout=10s --start-period=180s CMD ["readout", "worker", "--check"]
+CMD ["readout", "worker"]

@@ -1,0 +1,235 @@
+"""`python -m evaluation.results`, or `make results`: measures, and writes docs/results.md.
+
+Every part is cached under runs/results by what it depends on, so that a stopped run goes on and a
+part can be run alone. Poses that the defaults were chosen on (VALIDATION) are never those that are
+reported (TEST).
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.generate import Condition, Scenes, Studio
+from evaluation.measures import background_spread
+from evaluation.scores import Scorer
+from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
+from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from world.seeds import TEST, VALIDATION
+
+MODEL = "mannequin-64"
+RUNS = Path("runs/results")
+REPORT = Path("docs/results.md")
+
+Row = dict[str, str | float]
+
+
+class Bench:
+    """What the parts share: pictures, scores and the scenes they are of."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.studio = Studio(RUNS / "pictures")
+        self.scorer = Scorer()
+        self.held_out = Scenes.of(TEST[:count], 64)
+
+    def scores(
+        self, condition: Condition, scenes: Scenes | None = None
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+        """Scores and pictures of a condition."""
+        scenes = scenes or self.held_out
+        pictures = self.studio.pictures(condition, scenes)
+        return self.scorer(pictures, scenes), pictures
+
+
+def pose(bench: Bench) -> list[Row]:
+    """Obedience to held-out poses, and what it cost."""
+    default = bench.studio.plan(Condition()).form
+    other = "two_pass" if default == "one_pass" else "one_pass"
+    conditions = {
+        "unguided": Condition(),
+        f"guided, {default} (default)": Condition(signal="pose"),
+        f"guided, {other}": Condition(signal="pose", form=other),
+    }
+    rows = [_judge_ceiling(bench)]
+    reference = bench.scores(Condition())
+    for name, condition in conditions.items():
+        rows.append(_pose_row(name, *bench.scores(condition), *reference))
+    return rows
+
+
+def sweep(bench: Bench) -> list[Row]:
+    """Weight against obedience and cost, on a quarter of the poses."""
+    scenes = Scenes.of(TEST[: max(8, bench.count // 4)], 64)
+    reference = bench.scores(Condition(), scenes)
+    return [
+        _pose_row(
+            f"weight {weight:g}",
+            *bench.scores(Condition(signal="pose", weight=weight), scenes),
+            *reference,
+        )
+        for weight in (0.125, 0.25, 0.5, 1.0, 2.0)
+    ]
+
+
+def choose(bench: Bench) -> list[Row]:
+    """The search that chose the defaults, on validation poses."""
+    scenes = Scenes.of(VALIDATION[:48], 64)
+    reference = bench.scores(Condition(), scenes)
+    rows = []
+    for form in ("one_pass", "two_pass"):
+        for span in ((0.0, 0.5), (0.0, 0.8)):
+            for weight in (0.25, 0.5, 1.0):
+                condition = Condition(signal="pose", form=form, span=span, weight=weight)
+                name = f"{form}, span {span[0]:g}-{span[1]:g}, weight {weight:g}"
+                rows.append(_pose_row(name, *bench.scores(condition, scenes), *reference))
+    return rows
+
+
+def depth_and_edge(bench: Bench) -> list[Row]:
+    """Errors of depth and edges, guided over unguided, paired."""
+    rows: list[Row] = []
+    for signal in ("depth", "edge"):
+        plain, _ = bench.scores(Condition())
+        guided, _ = bench.scores(Condition(signal=signal))
+        before, after = plain[f"{signal}_rmse"], guided[f"{signal}_rmse"]
+        rows.append(
+            {
+                "control": signal,
+                "pictures": len(before),
+                "unguided RMSE": str(bootstrap(mean, before)),
+                "guided RMSE": str(bootstrap(mean, after)),
+                "ratio": str(bootstrap(mean_ratio, after, before)),
+            }
+        )
+    return rows
+
+
+def text(bench: Bench) -> list[Row]:
+    """Whether the base model does what captions say: colours of clothes, full captions."""
+    scores, _ = bench.scores(Condition(pose_words=True, eta=0.0))
+    truth = bench.scorer(bench.held_out.pictures, bench.held_out)
+    return [
+        {
+            "pictures of": name,
+            "n": len(part["shirt"]),
+            "shirt as in the caption, %": str(bootstrap(mean, 100 * part["shirt"])),
+            "trousers as in the caption, %": str(bootstrap(mean, 100 * part["trousers"])),
+        }
+        for name, part in (("the model", scores), ("the renderer (ceiling)", truth))
+    ]
+
+
+def readouts(_bench: Bench) -> list[Row]:
+    """Root mean squared error by fraction of the schedule, from the heads' manifests, in units of
+    the value range; `baseline` is the error of always saying the mean label. Pose and edge heads
+    are trained with balanced regions, and so may exceed it where the noise hides everything."""
+    catalogue = Catalogue([BUILTIN_DIR])
+    rows: list[Row] = []
+    for head in catalogue.heads_for(catalogue.model(MODEL)):
+        values = {key.removeprefix("rmse_"): value for key, value in head.metrics.items()}
+        rows.append({"head": head.name, **values})
+    return rows
+
+
+PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
+    "pose": ("Pose control", pose),
+    "sweep": ("Pose control: weight sweep", sweep),
+    "choose": ("How the pose defaults were chosen (validation poses)", choose),
+    "depth_and_edge": ("Depth and edge control", depth_and_edge),
+    "text": ("Text", text),
+    "readouts": ("Readouts of held-out images by timestep", readouts),
+}
+
+
+def _pose_row(
+    name: str,
+    scores: dict[str, np.ndarray],
+    pictures: torch.Tensor,
+    plain: dict[str, np.ndarray],
+    plain_pictures: torch.Tensor,
+) -> Row:
+    colours = (scores["shirt"] + scores["trousers"]) / 2
+    plain_colours = (plain["shirt"] + plain["trousers"]) / 2
+    spread = background_spread(pictures) / background_spread(plain_pictures)
+    return {
+        "condition": name,
+        "pictures": len(pictures),
+        **{
+            f"PCK@{alpha}": str(bootstrap(mean, scores[f"pck@{alpha}"]))
+            for alpha in (0.05, 0.1, 0.2)
+        },
+        "gain @0.1": str(bootstrap(mean_difference, scores["pck@0.1"], plain["pck@0.1"])),
+        "colours as in the caption, %": str(bootstrap(mean, 100 * colours)),
+        "colours ÷ unguided": str(bootstrap(mean_ratio, colours, plain_colours)),
+        "background spread ÷ unguided": f"{spread:.2f}",
+    }
+
+
+def _judge_ceiling(bench: Bench) -> Row:
+    pictures = bench.held_out.pictures
+    return _pose_row(
+        "the renders themselves (judge's ceiling)",
+        bench.scorer(pictures, bench.held_out),
+        pictures,
+        *bench.scores(Condition()),
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a Markdown table."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def write_report(path: Path) -> None:
+    """docs/results.md from all parts that have been measured."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `make results`; every table names its command. Intervals are 95 % bootstrap",
+        "over pictures; guided and unguided pictures share their noise seeds. The judge is a",
+        "network trained on clean renders alone (`evaluation/judge.py`). PCK@a counts a key point",
+        "as right within a times the longer side of the predicted pose's box (section 5).",
+    ]
+    for name, (title, function) in PARTS.items():
+        stored = RUNS / f"{name}.json"
+        if stored.is_file():
+            content = json.loads(stored.read_text())
+            lines += ["", f"## {title}", "", inspect.cleandoc(function.__doc__ or ""), ""]
+            lines += [f"`{content['command']}`", "", table(content["rows"])]
+    missing = [title for name, (title, _) in PARTS.items() if not (RUNS / f"{name}.json").is_file()]
+    if missing:
+        lines += ["", "Not measured yet for these weights: " + "; ".join(missing) + "."]
+    extra = path.with_name("results-bench.md")
+    if extra.is_file():
+        lines += ["", extra.read_text().strip()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Measure the parts that are asked for and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--count", type=int, default=400, help="held-out scenes")
+    options = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.count)
+    for name in options.parts:
+        rows = PARTS[name][1](bench)
+        command = f"python -m evaluation.results --parts {name} --count {options.count}"
+        (RUNS / f"{name}.json").write_text(json.dumps({"command": command, "rows": rows}))
+        print(f"\n## {PARTS[name][0]}\n\n{table(rows)}", flush=True)
+    write_report(REPORT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a readout head is: network, taps, manifest, weights, training; never jobs or HTTP."""

@@ -1,0 +1,63 @@
+"""The one place that connects to Redis, and that turns its absence into `QueueUnavailable`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from jobs.errors import QueueUnavailable
+from jobs.settings import CoreSettings
+
+CONNECT_TIMEOUT_S = 2.0
+COMMAND_TIMEOUT_S = 5.0
+
+
+def connect(settings: CoreSettings, *, decode: bool = True) -> redis.Redis:
+    """A client with short timeouts; one immediate retry covers a connection that went stale.
+
+    Nothing is sent before the first command. All commands of ours may be sent twice: every
+    transition is idempotent for the attempt that asks for it.
+
+    Args:
+        settings: says where Redis is.
+        decode: text replies; RQ wants bytes.
+    """
+    options: dict[str, Any] = {
+        "decode_responses": decode,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": COMMAND_TIMEOUT_S,
+        "socket_keepalive": True,
+        "retry": Retry(ConstantBackoff(0.05), 1),
+    }
+    client: redis.Redis = redis.Redis.from_url(settings.redis_url.get_secret_value(), **options)
+    return client
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Raise `QueueUnavailable` where Redis does not answer, is loading, full or read-only.
+
+    Raises:
+        QueueUnavailable: in place of redis-py's errors; a bug in a command stays a bug.
+    """
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise QueueUnavailable(f"Redis does not answer: {type(error).__name__}") from error
+    except (redis.ReadOnlyError, redis.exceptions.OutOfMemoryError) as error:
+        raise QueueUnavailable(f"Redis takes no writes: {type(error).__name__}") from error
+
+
+def ping(client: redis.Redis) -> None:
+    """Ask Redis for a sign of life.
+
+    Raises:
+        QueueUnavailable: it gives none.
+    """
+    with redis_errors():
+        client.ping()

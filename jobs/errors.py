@@ -1,0 +1,59 @@
+"""The error tree of jobs/: what can be wrong with a job, its queue and its storage.
+
+JobsError
+├── JobNotFound          no record of that id (never was, or expired)
+├── QueueFull            as many jobs wait or run as the service admits
+├── StateConflict        the job's state does not allow what was asked
+├── StaleAttempt         the attempt no longer owns the job: another one does, or it has ended
+│   └── JobCanceled      …because a client canceled it
+├── QueueUnavailable     Redis does not answer
+└── StorageError
+    ├── StorageUnavailable   object storage does not answer, or refuses us
+    └── ObjectNotFound       no object under that key
+"""
+
+from __future__ import annotations
+
+
+class JobsError(Exception):
+    """Base of everything that can be wrong in jobs/."""
+
+
+class JobNotFound(JobsError):
+    """No record of that id."""
+
+
+class QueueFull(JobsError):
+    """As many jobs wait or run as the service admits."""
+
+
+class StateConflict(JobsError):
+    """The job's state does not allow what was asked; `state` is the one it is in."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class StaleAttempt(JobsError):
+    """The attempt no longer owns the job; whatever it made must not be published."""
+
+
+class JobCanceled(StaleAttempt):
+    """A client canceled the job while this attempt ran it."""
+
+
+class QueueUnavailable(JobsError):
+    """Redis does not answer."""
+
+
+class StorageError(JobsError):
+    """Base of what can be wrong with object storage."""
+
+
+class StorageUnavailable(StorageError):
+    """Object storage does not answer, or refuses our credentials or bucket."""
+
+
+class ObjectNotFound(StorageError):
+    """No object under that key."""

@@ -1,0 +1,71 @@
+"""A job's events: an append-only Redis Stream that the transitions write and clients may replay.
+
+Types: queued, started, progress, requeued, succeeded, failed, canceled; the last three end it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from jobs.connection import redis_errors
+from jobs.keys import events_key
+from jobs.settings import CoreSettings
+
+TERMINAL_TYPES = frozenset({"succeeded", "failed", "canceled"})
+
+
+class JobEvent(BaseModel):
+    """One thing that happened to a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    type: str
+    data: dict[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self.type in TERMINAL_TYPES
+
+
+class EventLog:
+    """Reads the streams that the Lua transitions append to."""
+
+    def __init__(self, client: redis.Redis, settings: CoreSettings) -> None:
+        self._redis = client
+        self._settings = settings
+
+    def read(
+        self, job_id: str, after: str = "0", limit: int = 100, wait_s: float = 0.0
+    ) -> Sequence[JobEvent]:
+        """Events that came after one (by its id), oldest first; empty when there are none.
+
+        Args:
+            job_id: whose.
+            after: an event's id; "0" starts at the beginning.
+            limit: most events to return.
+            wait_s: how long to wait for the first; keep it below the client's socket timeout.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        key = events_key(self._settings, job_id)
+        block = int(wait_s * 1000) if wait_s > 0 else None
+        with redis_errors():
+            found: Any = self._redis.xread({key: after}, count=limit, block=block)
+        streams = found.items() if isinstance(found, dict) else (found or ())
+        entries = [entry for _, batch in streams for entry in _flat(batch)]
+        return tuple(
+            JobEvent(id=event_id, type=fields["type"], data=json.loads(fields["data"]))
+            for event_id, fields in cast("Sequence[tuple[str, dict[str, str]]]", entries)
+        )
+
+
+def _flat(batch: Any) -> Any:
+    """Entries of one stream; RESP3 wraps them once more than RESP2."""
+    return batch[0] if batch and isinstance(batch[0], list) else batch

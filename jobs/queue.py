@@ -1,0 +1,98 @@
+"""The transport: an RQ queue that carries job ids, nothing else; the only import of rq here.
+
+RQ's job is no record of ours: it may be lost, doubled or late, and the compare-and-set of
+`RecordStore.start` decides whether it means anything. Its serializer is JSON on both sides.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from jobs.connection import connect, redis_errors
+from jobs.record import JobRecord
+from jobs.settings import CoreSettings
+
+ENTRY_POINT = "worker.run.run"
+"""What the worker calls with the job's id; a name, so that jobs/ imports no worker."""
+_FAILURE_TTL_S = 60
+
+
+def queue_name(settings: CoreSettings) -> str:
+    """The RQ queue of these settings; the prefix keeps deployments on one Redis apart."""
+    return f"{settings.redis_prefix}:{settings.queue}"
+
+
+def open_queue(settings: CoreSettings, client: redis.Redis | None = None) -> Queue:
+    """The one queue, as gateway, reconciler and worker see it.
+
+    Args:
+        settings: name and place.
+        client: one that returns bytes; None connects.
+    """
+    return Queue(
+        queue_name(settings),
+        connection=client or connect(settings, decode=False),
+        serializer=JSONSerializer,
+    )
+
+
+class JobQueue:
+    """Puts job ids into the queue and looks at what is in it."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self._queue = open_queue(settings)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._queue.connection.close()
+
+    def enqueue(self, record: JobRecord) -> None:
+        """Hand a queued record's id to the workers; harmless when it is there already.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the reconciler enqueues the record later.
+        """
+        self.enqueue_id(record.id)
+
+    def enqueue_id(self, job_id: str) -> None:
+        """As `enqueue`, for the reconciler, which knows ids.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        with redis_errors():
+            self._queue.enqueue_call(
+                ENTRY_POINT,
+                args=(job_id,),
+                job_id=f"{job_id}-{secrets.token_hex(4)}",
+                timeout=-1,
+                result_ttl=0,
+                failure_ttl=_FAILURE_TTL_S,
+                description=job_id,
+            )
+
+    def waiting(self) -> Sequence[str]:
+        """The ids of the jobs that no worker has popped yet, next one first.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        with redis_errors():
+            return tuple(name.partition("-")[0] for name in self._queue.get_job_ids())
+
+    def forget_popped(self, job_id: str) -> None:
+        """Drop what a worker left of a job that it popped and then did not start.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        with redis_errors():
+            intermediate = self._queue.intermediate_queue
+            for name in intermediate.get_job_ids():
+                if name.partition("-")[0] == job_id:
+                    intermediate.remove(name)

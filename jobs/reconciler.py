@@ -1,0 +1,200 @@
+"""The reconciler: finds jobs that were lost on the way and puts them right; a CPU process.
+
+What it looks for, every few seconds:
+    a running record whose lease ran out     → queued again, or failed as worker_lost
+    a queued record that is in no list       → enqueued again
+    a canceled record whose worker is silent → no longer waited for
+    objects of attempts that did not win     → deleted, now and once more later (a worker may hang)
+    index entries of expired records         → removed, with their objects
+
+Any number may run; a lock in Redis lets one work. All of it is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+import redis
+import structlog
+
+from jobs.connection import connect, redis_errors
+from jobs.errors import JobNotFound, QueueUnavailable, StateConflict, StorageUnavailable
+from jobs.keys import all_jobs_key, canceling_key, reconciler_key, record_key, sweep_key
+from jobs.queue import JobQueue
+from jobs.record import Failure, FailureCode, JobState, RecordStore
+from jobs.result import attempt_prefix, job_prefix
+from jobs.settings import CoreSettings
+from jobs.store import ObjectStore
+
+INTERVAL_S = 5.0
+LAST_SWEEP_DELAY_S = 600.0
+_BATCH = 100
+_LOCK_S = 12
+_WORKER_LOST = Failure(
+    code=FailureCode.WORKER_LOST,
+    message="every worker that ran this job was lost; it may need more memory than there is: try "
+    "a smaller size or fewer images",
+)
+
+log = structlog.get_logger("jobs.reconciler")
+
+
+class Reconciler:
+    """One pass is `reconcile_once`; what it remembers between passes is only about patience."""
+
+    def __init__(
+        self, settings: CoreSettings, client: redis.Redis, queue: JobQueue, store: ObjectStore
+    ) -> None:
+        self._settings = settings
+        self._redis = client
+        self._queue = queue
+        self._store = store
+        self._records = RecordStore(client, settings)
+        self._missing: set[str] = set()
+        self._token = secrets.token_hex(8)
+        self._take_lock = client.register_script(_TAKE_LOCK)
+
+    def reconcile_once(self, *, expire_leases: bool = True) -> None:
+        """One pass over everything that is active or due.
+
+        Args:
+            expire_leases: False just after Redis came back, when workers could not renew theirs.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the next pass does what this one did not.
+        """
+        if not self._has_lock():
+            self._missing.clear()
+            return
+        if expire_leases:
+            self._expire_leases()
+        self._enqueue_missing()
+        self._forget_silent_cancels()
+        for clean in (self._sweep, self._trim):
+            self._unless_storage_fails(clean)
+
+    def give_way(self) -> None:
+        """Let another reconciler work at once, not only when the lock has expired."""
+        with suppress(QueueUnavailable), redis_errors():
+            if self._redis.get(reconciler_key(self._settings)) == self._token:
+                self._redis.delete(reconciler_key(self._settings))
+
+    def _has_lock(self) -> bool:
+        with redis_errors():
+            keys = [reconciler_key(self._settings)]
+            return bool(self._take_lock(keys=keys, args=[self._token, _LOCK_S]))
+
+    def _expire_leases(self) -> None:
+        for job_id in self._records.active(JobState.RUNNING):
+            try:
+                outcome = self._records.expire_lease(job_id, _WORKER_LOST)
+            except (JobNotFound, StateConflict):
+                continue  # it ended meanwhile
+            if outcome is None:
+                continue
+            log.warning("job.worker_lost", job_id=job_id, now=str(outcome))
+            if outcome is JobState.QUEUED:
+                self._queue.enqueue_id(job_id)
+
+    def _enqueue_missing(self) -> None:
+        """Enqueue records that were in no list in two passes running; one may just be moving."""
+        queued = self._records.active(JobState.QUEUED)
+        missing = set(queued) - set(self._queue.waiting())
+        for job_id in missing & self._missing:
+            log.warning("job.enqueued_again", job_id=job_id)
+            self._queue.forget_popped(job_id)
+            self._queue.enqueue_id(job_id)
+        self._missing = missing - self._missing
+
+    def _forget_silent_cancels(self) -> None:
+        key, now_ms = canceling_key(self._settings), self._now_ms()
+        with redis_errors():
+            for job_id in cast("list[str]", self._redis.zrangebyscore(key, "-inf", now_ms)):
+                if self._redis.zrem(key, job_id):
+                    log.warning("job.cancel_unacknowledged", job_id=job_id)
+
+    def _sweep(self) -> None:
+        """Delete the objects of attempts that did not win, unless one did win after all."""
+        key, now_ms = sweep_key(self._settings), self._now_ms()
+        with redis_errors():
+            due = self._redis.zrangebyscore(key, "-inf", now_ms, start=0, num=_BATCH)
+        for member in cast("list[str]", due):
+            job_id, attempt, round_number = member.split("/")
+            if not self._owns_objects(job_id, attempt):
+                deleted = self._store.delete_prefix(attempt_prefix(job_id, int(attempt)))
+                if deleted:
+                    log.info("job.swept", job_id=job_id, attempt=int(attempt), objects=deleted)
+            with redis_errors(), self._redis.pipeline() as pipeline:
+                pipeline.zrem(key, member)
+                if round_number == "1":
+                    again = now_ms + int(LAST_SWEEP_DELAY_S * 1000)
+                    pipeline.zadd(key, {f"{job_id}/{attempt}/2": again})
+                pipeline.execute()
+
+    def _owns_objects(self, job_id: str, attempt: str) -> bool:
+        with redis_errors():
+            found = self._redis.hmget(record_key(self._settings, job_id), ["state", "attempt"])
+        return found in ([JobState.SUCCEEDED, attempt], [JobState.RUNNING, attempt])
+
+    def _trim(self) -> None:
+        """Remove the oldest index entries whose records have expired, with all their objects."""
+        key = all_jobs_key(self._settings)
+        with redis_errors():
+            oldest = cast("list[str]", self._redis.zrange(key, 0, _BATCH - 1))
+            for job_id in oldest:
+                if self._redis.exists(record_key(self._settings, job_id)):
+                    continue
+                self._store.delete_prefix(job_prefix(job_id))
+                with self._redis.pipeline() as pipeline:
+                    pipeline.zrem(key, job_id)
+                    for state in JobState:
+                        pipeline.zrem(f"{self._settings.redis_prefix}:index:{state}", job_id)
+                    pipeline.execute()
+
+    def _unless_storage_fails(self, clean: Callable[[], None]) -> None:
+        try:
+            clean()
+        except StorageUnavailable as error:
+            log.warning("reconciler.storage_unavailable", reason=str(error))
+
+    def _now_ms(self) -> int:
+        with redis_errors():
+            seconds, microseconds = self._redis.time()
+        return seconds * 1000 + microseconds // 1000
+
+
+def run_forever(settings: CoreSettings, stop_event: threading.Event) -> None:
+    """Reconcile every few seconds until `stop_event` is set; outlives outages of Redis and S3."""
+    client, queue, store = connect(settings), JobQueue(settings), ObjectStore(settings)
+    reconciler = Reconciler(settings, client, queue, store)
+    connected_since: float | None = None
+    log.info("reconciler.ready")
+    while not stop_event.is_set():
+        try:
+            connected_since = connected_since or time.monotonic()
+            # Workers renew their leases every quarter; after an outage, let them do so first.
+            settled = time.monotonic() - connected_since >= settings.lease_s / 2
+            reconciler.reconcile_once(expire_leases=settled)
+        except QueueUnavailable as error:
+            connected_since = None
+            log.warning("reconciler.queue_unavailable", reason=str(error))
+        except Exception:
+            log.exception("reconciler.failed")
+        stop_event.wait(INTERVAL_S)
+    reconciler.give_way()
+    for connection in (client, queue, store):
+        connection.close()
+    log.info("reconciler.stopped")
+
+
+_TAKE_LOCK = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""

@@ -1,0 +1,1 @@
+"""HTTP to jobs. Knows FastAPI and the torch-free catalogue; never torch or diffusers."""

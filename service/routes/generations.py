@@ -1,0 +1,130 @@
+"""``/v1/generations``: create, look at, list, cancel."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import errors as jobs_errors
+from jobs.record import JobRecord, JobState
+from service import answers, schemas
+from service.content_types import require_json
+from service.errors import FieldError, InvalidRequest, NotFound, StateConflict
+from service.openapi import problems
+from service.resolve import resolve
+from service.services import Services, ServicesDep
+from service.views import generation_summary, generation_view
+
+router = APIRouter(prefix="/v1/generations", tags=["generations"])
+_GENERATION_ID = re.compile(r"gen_[0-9a-f]{24}")
+_log = structlog.get_logger("gateway")
+
+
+def _generation_id(generation_id: Annotated[str, Path(description="`id` of a generation")]) -> str:
+    if not _GENERATION_ID.fullmatch(generation_id):
+        raise NotFound("no generation has this id; it is not even of the form of one")
+    return generation_id
+
+
+GenerationId = Annotated[str, Depends(_generation_id)]
+
+
+class ListQuery(BaseModel):
+    """Which page of the list."""
+
+    model_config = ConfigDict(extra="forbid")
+    cursor: str | None = Field(
+        None, max_length=64, description="`next_cursor` of the page before; null: the newest"
+    )
+    limit: int = Field(20, ge=1, le=100)
+    state: JobState | None = Field(None, description="only these")
+
+
+@router.post(
+    "",
+    operation_id="createGeneration",
+    status_code=202,
+    response_model=answers.GenerationView,
+    dependencies=[Depends(require_json)],
+    responses=problems(400, 413, 415, 422, 503, accepted=True),
+)
+def create(
+    asked: schemas.GenerationParameters, request: Request, response: Response, services: ServicesDep
+) -> answers.GenerationView:
+    """Queue a generation."""
+    settings = services.settings
+    effective = resolve(asked, services.catalogue, settings.default_model, services.images.take)
+    record = services.records.create(effective, request.state.request_id)
+    try:
+        services.queue.enqueue(record)
+    except (
+        jobs_errors.QueueUnavailable
+    ):  # the record is safe: the reconciler enqueues it when Redis is back
+        _log.warning("enqueue_deferred", job_id=record.id)
+    response.headers["Location"] = f"{router.prefix}/{record.id}"
+    _log.info("generation_created", job_id=record.id, model=effective.model, task=effective.task)
+    return _view(record, response, services)
+
+
+@router.get(
+    "",
+    operation_id="listGenerations",
+    response_model=answers.GenerationList,
+    responses=problems(422, 503),
+)
+def list_generations(
+    query: Annotated[ListQuery, Query()], services: ServicesDep
+) -> answers.GenerationList:
+    """Generations, newest first; a page is not shifted by what is created meanwhile."""
+    try:
+        page = services.records.list(query.cursor, query.limit, query.state)
+    except ValueError as error:
+        wrong = FieldError(parameter="cursor", detail=str(error))
+        raise InvalidRequest(f"cursor: {error}", errors=[wrong]) from error
+    items = [generation_summary(record) for record in page.records]
+    return answers.GenerationList(items=items, next_cursor=page.next_cursor)
+
+
+@router.get(
+    "/{generation_id}",
+    operation_id="getGeneration",
+    response_model=answers.GenerationView,
+    responses=problems(404, 503, poll=True),
+)
+def get(
+    generation_id: GenerationId, response: Response, services: ServicesDep
+) -> answers.GenerationView:
+    """A generation: its state, and its result once it has one."""
+    return _view(services.records.get(generation_id), response, services)
+
+
+@router.post(
+    "/{generation_id}/cancel",
+    operation_id="cancelGeneration",
+    response_model=answers.GenerationView,
+    responses=problems(404, 409, 413, 503),
+)
+def cancel(
+    generation_id: GenerationId, response: Response, services: ServicesDep
+) -> answers.GenerationView:
+    """Cancel a generation; computing stops at the next step. Canceling it again changes nothing."""
+    try:
+        record = services.records.request_cancel(generation_id)
+    except jobs_errors.StateConflict as error:
+        record = services.records.get(generation_id)
+        if record.state != JobState.CANCELED:
+            raise StateConflict(
+                f"the generation has already {record.state}; there is nothing to cancel"
+            ) from error
+    return _view(record, response, services)
+
+
+def _view(record: JobRecord, response: Response, services: Services) -> answers.GenerationView:
+    settings = services.settings
+    if not record.state.terminal:
+        response.headers["Retry-After"] = str(settings.poll_interval_s)
+    return generation_view(record, services.objects, settings.presigned_url_expiry_s)

@@ -1,0 +1,69 @@
+"""What the routes work with: one object of long-lived parts, made once per app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from redis import Redis
+from starlette.requests import Request
+
+from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from jobs.connection import connect
+from jobs.queue import JobQueue
+from jobs.record import RecordStore
+from jobs.store import ObjectStore
+from service.images import ControlImages
+from service.metrics import Metrics
+from service.settings import GatewaySettings
+from service.uploads import Decoder
+
+
+@dataclass(frozen=True)
+class Services:
+    """The gateway's parts. The clients in it block: routes that use them are plain functions."""
+
+    settings: GatewaySettings
+    catalogue: Catalogue
+    records: RecordStore
+    queue: JobQueue
+    objects: ObjectStore
+    images: ControlImages
+    metrics: Metrics
+    redis: Redis
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.redis.close()
+        self.queue.close()
+        self.objects.close()
+
+
+def make_services(settings: GatewaySettings) -> Services:
+    """Connect nothing yet, read every manifest.
+
+    Raises:
+        ManifestError: a registry directory or a manifest in it is broken.
+    """
+    objects = ObjectStore(settings)
+    redis = connect(settings)
+    return Services(
+        settings=settings,
+        catalogue=Catalogue((BUILTIN_DIR, *settings.registry_dirs)),
+        records=RecordStore(redis, settings),
+        queue=JobQueue(settings),
+        objects=objects,
+        images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),
+        metrics=Metrics(),
+        redis=redis,
+    )
+
+
+def get_services(request: Request) -> Services:
+    """The app's parts."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]

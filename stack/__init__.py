@@ -1,0 +1,1 @@
+"""The embedded stack: servers, data directory, supervised processes; no torch, no HTTP."""

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from jobs import reconciler as module
+from jobs.keys import canceling_key, sweep_key
+from jobs.queue import JobQueue
+from jobs.reconciler import Reconciler, run_forever
+from jobs.record import JobNotFound, JobState, RecordStore
+from jobs.settings import CoreSettings
+from jobs.store import ObjectStore
+from tests.jobs.samples import a_request, a_result, let_lease_expire
+
+
+def make_due(client: redis.Redis, settings: CoreSettings) -> None:
+    key = sweep_key(settings)
+    for member in client.zrange(key, 0, -1):
+        client.zadd(key, {member: 0})
+
+
+def test_a_record_in_no_list_is_enqueued_after_two_looks(
+    records: RecordStore, queue: JobQueue, reconciler: Reconciler
+) -> None:
+    job = records.create(a_request()).id
+    reconciler.reconcile_once()
+    assert list(queue.waiting()) == []
+    for _ in range(3):
+        reconciler.reconcile_once()
+    assert list(queue.waiting()) == [job]
+
+
+def test_a_lost_worker_s_job_is_enqueued_again(
+    records: RecordStore,
+    queue: JobQueue,
+    reconciler: Reconciler,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+) -> None:
+    job = records.create(a_request()).id
+    records.start(job, "w")
+    reconciler.reconcile_once()
+    assert records.get(job).state is JobState.RUNNING
+    let_lease_expire(client, core_settings, job)
+    reconciler.reconcile_once(expire_leases=False)
+    assert records.get(job).state is JobState.RUNNING
+    reconciler.reconcile_once()
+    assert records.get(job).state is JobState.QUEUED
+    assert list(queue.waiting()) == [job]
+
+
+def test_a_job_that_kills_every_worker_fails_as_worker_lost(
+    records: RecordStore, reconciler: Reconciler, client: redis.Redis, core_settings: CoreSettings
+) -> None:
+    job = records.create(a_request()).id
+    for _ in range(core_settings.max_attempts):
+        records.start(job, "w")
+        let_lease_expire(client, core_settings, job)
+        reconciler.reconcile_once()
+    failure = records.get(job).failure
+    assert failure is not None
+    assert failure.code == "worker_lost"
+
+
+def test_objects_of_attempts_that_did_not_win_are_deleted(
+    records: RecordStore,
+    reconciler: Reconciler,
+    store: ObjectStore,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+) -> None:
+    job = records.create(a_request()).id
+    lost = records.start(job, "w")
+    store.put_bytes(f"jobs/{job}/{lost}/image-000.png", b"lost")
+    let_lease_expire(client, core_settings, job)
+    reconciler.reconcile_once()
+    won = records.start(job, "w")
+    store.put_bytes(f"jobs/{job}/{won}/image-000.png", b"won")
+    records.succeed(job, won, a_result(job, won))
+    make_due(client, core_settings)
+    reconciler.reconcile_once()
+    assert list(store.list_keys(f"jobs/{job}/")) == [f"jobs/{job}/{won}/image-000.png"]
+    # A worker that hung may still have written; it is looked after once more.
+    store.put_bytes(f"jobs/{job}/{lost}/image-001.png", b"late")
+    make_due(client, core_settings)
+    reconciler.reconcile_once()
+    assert list(store.list_keys(f"jobs/{job}/")) == [f"jobs/{job}/{won}/image-000.png"]
+    assert client.zcard(sweep_key(core_settings)) == 0
+
+
+def test_a_canceled_job_s_objects_go_and_its_silent_worker_is_forgotten(
+    records: RecordStore,
+    reconciler: Reconciler,
+    store: ObjectStore,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+) -> None:
+    job = records.create(a_request()).id
+    attempt = records.start(job, "w")
+    store.put_bytes(f"jobs/{job}/{attempt}/image-000.png", b"x")
+    records.request_cancel(job)
+    reconciler.reconcile_once()
+    assert client.zcard(canceling_key(core_settings)) == 1
+    client.zadd(canceling_key(core_settings), {job: 0})
+    make_due(client, core_settings)
+    reconciler.reconcile_once()
+    assert client.zcard(canceling_key(core_settings)) == 0
+    assert list(store.list_keys(f"jobs/{job}/")) == []
+
+
+def test_an_expired_record_leaves_nothing_behind(
+    records: RecordStore,
+    reconciler: Reconciler,
+    store: ObjectStore,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+) -> None:
+    job = records.create(a_request()).id
+    attempt = records.start(job, "w")
+    store.put_bytes(f"jobs/{job}/{attempt}/image-000.png", b"x")
+    records.succeed(job, attempt, a_result(job, attempt))
+    client.delete(f"{core_settings.redis_prefix}:job:{job}")
+    reconciler.reconcile_once()
+    assert records.list().records == ()
+    assert list(store.list_keys(f"jobs/{job}/")) == []
+    assert records.counts()[JobState.SUCCEEDED] == 0
+    with pytest.raises(JobNotFound):
+        records.get(job)
+
+
+def test_one_of_two_works(
+    records: RecordStore,
+    queue: JobQueue,
+    reconciler: Reconciler,
+    store: ObjectStore,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+) -> None:
+    second = Reconciler(core_settings, client, queue, store)
+    reconciler.reconcile_once()
+    records.create(a_request())
+    for _ in range(3):
+        second.reconcile_once()
+    assert list(queue.waiting()) == []
+    reconciler.give_way()
+    for _ in range(3):
+        second.reconcile_once()
+    assert len(queue.waiting()) == 1
+
+
+def test_it_runs_until_it_is_told_to_stop(
+    records: RecordStore,
+    queue: JobQueue,
+    core_settings: CoreSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL_S", 0.02)
+    job, stop = records.create(a_request()).id, threading.Event()
+    thread = threading.Thread(target=run_forever, args=(core_settings, stop))
+    thread.start()
+    for _ in range(200):
+        if queue.waiting():
+            break
+        stop.wait(0.02)
+    stop.set()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert list(queue.waiting()) == [job]

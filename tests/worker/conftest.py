@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import redis
+
+from jobs.connection import connect
+from jobs.queue import JobQueue
+from jobs.record import RecordStore
+from jobs.settings import CoreSettings
+from jobs.store import ObjectStore
+from worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Everything of jobs/ on one set of settings."""
+
+    settings: WorkerSettings
+    client: redis.Redis
+    records: RecordStore
+    queue: JobQueue
+    store: ObjectStore
+
+
+@pytest.fixture
+def worker_settings(core_settings: CoreSettings) -> WorkerSettings:
+    return WorkerSettings.model_validate(core_settings.model_dump() | {"storage_patience_s": 5.0})
+
+
+@pytest.fixture
+def stack(worker_settings: WorkerSettings) -> Iterator[Stack]:
+    client, queue = connect(worker_settings), JobQueue(worker_settings)
+    store = ObjectStore(worker_settings)
+    store.ensure_bucket()
+    yield Stack(worker_settings, client, RecordStore(client, worker_settings), queue, store)
+    for connection in (client, queue, store):
+        connection.close()

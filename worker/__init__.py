@@ -1,0 +1,1 @@
+"""Jobs to pixels: cached models and heads, guided sampling, results; knows torch, never HTTP."""

@@ -1,0 +1,155 @@
+"""The torch side of the seam to run.py: executes requests, names what went wrong, warms up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import diffusers
+import structlog
+import torch
+import transformers
+from PIL import Image
+
+from heads_registry.base_model import ModelLoadError
+from heads_registry.loading import HeadMismatch, WeightsError
+from heads_registry.manifest import (
+    BUILTIN_DIR,
+    Catalogue,
+    IncompatibleHead,
+    RegistryError,
+    UnknownHead,
+    UnknownModel,
+)
+from jobs.record import Failure, FailureCode
+from jobs.request import GenerationRequest, OutputOptions
+from worker.execute import Execution, LoadImage, execute
+from worker.images import encode_image
+from worker.models import ModelCache, resolve_device, resolve_dtype
+from worker.sampler import Diverged, OnStep
+from worker.settings import WorkerSettings
+
+_CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
+    (UnknownModel, FailureCode.UNKNOWN_MODEL, "{error}"),
+    (UnknownHead, FailureCode.UNKNOWN_HEAD, "{error}"),
+    (IncompatibleHead, FailureCode.INCOMPATIBLE_HEAD, "{error}"),
+    (HeadMismatch, FailureCode.INCOMPATIBLE_HEAD, "{error}"),
+    (ModelLoadError, FailureCode.INTERNAL, "the model cannot be loaded; ask the operator"),
+    (WeightsError, FailureCode.INTERNAL, "a head's weights cannot be loaded; ask the operator"),
+    (RegistryError, FailureCode.INTERNAL, "the registry is broken; ask the operator"),
+    (
+        Diverged,
+        FailureCode.DIVERGED,
+        "{error}; lower the weights of the controls or the guidance scale",
+    ),
+    (
+        torch.OutOfMemoryError,
+        FailureCode.OUT_OF_MEMORY,
+        "the device has not enough memory; ask for fewer images or a smaller size",
+    ),
+)
+
+log = structlog.get_logger("worker.engine")
+
+
+class TorchEngine:
+    """Models and heads on one device, and what run.py wants of them."""
+
+    def __init__(self, models: ModelCache) -> None:
+        self._models = models
+        self.device = str(models.device)
+        self.dtype = str(models.dtype).removeprefix("torch.")
+
+    @classmethod
+    def from_settings(cls, settings: WorkerSettings) -> TorchEngine:
+        """The engine that the environment asks for.
+
+        Raises:
+            ManifestError: the registry is broken.
+        """
+        for library in (diffusers, transformers):  # the log is JSON lines, without progress bars
+            library.utils.logging.disable_progress_bar()
+            library.utils.logging.set_verbosity_error()
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        device = resolve_device(settings.device)
+        catalogue = Catalogue((BUILTIN_DIR, *settings.registry_dirs))
+        dtype = resolve_dtype(settings.dtype, device)
+        return cls(ModelCache(catalogue, settings.cache_bytes, device, dtype))
+
+    def warm_up(self, names: tuple[str, ...] | None) -> None:
+        """Load models with all their heads, and run each once, so that the first job is as fast.
+
+        Args:
+            names: None is the one that is installed, where there is just one.
+
+        Raises:
+            RegistryError: one is not there or cannot be loaded.
+        """
+        catalogue = self._models.catalogue
+        if names is None:
+            names = tuple(catalogue.models) if len(catalogue.models) == 1 else ()
+        for name in names:
+            start = time.perf_counter()
+            manifest = catalogue.model(name)
+            heads = catalogue.heads_for(manifest)
+            for head in heads:
+                self._models.head(name, head.id)
+            execute(
+                _warm_up_request(name, manifest.height, manifest.width),
+                self._models,
+                _no_image,
+                lambda step_index, num_steps: None,
+            )
+            seconds = round(time.perf_counter() - start, 3)
+            log.info("model.warm", model=name, heads=len(heads), seconds=seconds)
+
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the models in the cache."""
+        return self._models.loaded
+
+    def execute(
+        self, request: GenerationRequest, load_image: LoadImage, on_step: OnStep
+    ) -> Execution:
+        """Run a request; see worker/execute.py."""
+        try:
+            return execute(request, self._models, load_image, on_step)
+        except torch.OutOfMemoryError:
+            self._models.clear()
+            raise
+
+    def encode(
+        self, image: Image.Image, output: OutputOptions, parameters: dict[str, Any] | None
+    ) -> bytes:
+        """An image as a file; see worker/images.py."""
+        return encode_image(image, output, parameters)
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        """An expected failure's code and message; None: `error` is a bug."""
+        for kind, code, message in _CODES:
+            if isinstance(error, kind):
+                return Failure(code=code, message=message.format(error=error))
+        return None
+
+
+def _no_image(_: object) -> Image.Image:
+    raise AssertionError("a warm-up has no controls")
+
+
+def _warm_up_request(model: str, height: int, width: int) -> GenerationRequest:
+    return GenerationRequest(
+        task="text_to_image",
+        model=model,
+        prompt="",
+        negative_prompt="",
+        num_images=1,
+        seed=0,
+        height=height,
+        width=width,
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        eta=0.0,
+        form="two_pass",
+        branch="unconditional",
+        update_rule="elementwise",
+    )

@@ -1,0 +1,222 @@
+"""One job on the device: the effective request in, pictures, readouts and measures out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import diffusers
+import torch
+from PIL import Image
+
+from heads_registry.base_model import BaseModel
+from heads_registry.targets import fit_image, image_target, readout_image
+from jobs.request import GenerationRequest, Pose, SpatialControl, StoredImage
+from openpose import draw_pose
+from worker.guidance import ReadoutTarget
+from worker.images import to_images
+from worker.models import LoadedHead, ModelCache
+from worker.objectives import spatial_distance
+from worker.sampler import OnStep, SampleItem, Samples, SamplingPlan, sample
+
+LoadImage = Callable[[StoredImage], Image.Image]
+
+
+@dataclass(frozen=True)
+class EvolutionFrame:
+    """What the model saw at one step: the predicted clean picture and the readouts (figure 15)."""
+
+    step: int
+    image: Image.Image
+    readouts: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The outcome of one job.
+
+    Attributes:
+        images: one a seed.
+        seeds: of the images.
+        distances: image × control: RMS difference of readout and target on the last step's
+            features, in readout units.
+        readouts: image × control: the readout at the last step as a picture.
+        evolution: image × step.
+        timings: seconds by stage: load, prepare, sample, decode.
+        versions: of what makes the pixels.
+        device: name of the device.
+        dtype: of the U-Net.
+    """
+
+    images: list[Image.Image]
+    seeds: list[int]
+    distances: list[list[float]]
+    readouts: list[list[Image.Image]]
+    evolution: list[list[EvolutionFrame]]
+    timings: dict[str, float]
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    peak_bytes: int | None = field(default=None)
+
+
+def execute(
+    request: GenerationRequest, models: ModelCache, load_image: LoadImage, on_step: OnStep
+) -> Execution:
+    """Run a request.
+
+    Args:
+        request: effective, all defaults resolved.
+        models: cache of loaded models and heads.
+        load_image: fetches a stored control image.
+        on_step: called before each step with (step_index, num_steps); raise in it to stop.
+
+    Raises:
+        RegistryError: a model or a head is not there or does not fit.
+        Diverged: latents are no longer finite.
+    """
+    clock = _Clock()
+    model = models.model(request.model)
+    heads = [models.head(request.model, control.head) for control in request.controls]
+    clock.lap("load")
+    targets = tuple(
+        _target(model, head, control, request, load_image)
+        for head, control in zip(heads, request.controls, strict=True)
+    )
+    seeds = [request.seed + index for index in range(request.num_images)]
+    items = [SampleItem(request.prompt, request.negative_prompt, seed, targets) for seed in seeds]
+    clock.lap("prepare")
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    samples = sample(model, items, _plan(request), on_step=on_step)
+    clock.lap("sample")
+    images = to_images(model.decode(samples.latents))
+    evolution = _evolution(model, samples, heads)
+    clock.lap("decode")
+    return Execution(
+        images=images,
+        seeds=seeds,
+        distances=samples.distances,
+        readouts=[_readout_images(row, heads) for row in samples.readouts],
+        evolution=evolution,
+        timings=clock.laps,
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+        device=_device_name(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        peak_bytes=(
+            torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else None
+        ),
+    )
+
+
+def control_image(
+    control: SpatialControl, width: int, height: int, load_image: LoadImage
+) -> Image.Image:
+    """The control as a picture of the output's aspect: fitted, or drawn from its key points."""
+    if control.image is not None:
+        return fit_image(load_image(control.image), width, height, control.fit)
+    assert control.pose is not None
+    return _draw(control.pose, width, height, control.fit)
+
+
+def _draw(pose: Pose, width: int, height: int, fit: str) -> Image.Image:
+    """Key points moved as `fit` would move the pixels they lie on, then drawn at full size."""
+    aspect = pose.aspect_ratio * height / width
+    scale_x, scale_y = 1.0, 1.0
+    if fit != "stretch":
+        widen = (aspect > 1) == (fit == "cover")
+        scale_x, scale_y = (aspect, 1.0) if widen else (1.0, 1 / aspect)
+    people = [
+        [
+            None
+            if point is None
+            else (
+                ((point.x - 0.5) * scale_x + 0.5) * width,
+                ((point.y - 0.5) * scale_y + 0.5) * height,
+            )
+            for point in person
+        ]
+        for person in pose.people
+    ]
+    return draw_pose(people, width, height)
+
+
+def _target(
+    model: BaseModel,
+    head: LoadedHead,
+    control: SpatialControl,
+    request: GenerationRequest,
+    load_image: LoadImage,
+) -> ReadoutTarget:
+    manifest = head.manifest
+    assert model.manifest is not None
+    _, h, w = model.latent_shape(request.height, request.width)
+    image = control_image(control, request.width, request.height, load_image)
+    size = (h * manifest.output_scale, w * manifest.output_scale)
+    target = image_target(image, size, manifest.value_range, manifest.target_resampling)
+    return ReadoutTarget(
+        head=head.network,
+        taps=manifest.feature_taps,
+        timestep_convention=manifest.timestep_convention,
+        target=target.to(model.device),
+        objective=spatial_distance,
+        weight=control.weight,
+        span=control.span,
+        update_scale=manifest.update_scale or model.manifest.update_scale,
+    )
+
+
+def _plan(request: GenerationRequest) -> SamplingPlan:
+    return SamplingPlan(
+        height=request.height,
+        width=request.width,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        eta=request.eta,
+        form=request.form,
+        branch=request.branch,
+        update_rule=request.update_rule,
+        evolution_steps=request.output.evolution_steps,
+    )
+
+
+def _readout_images(readouts: list, heads: list[LoadedHead]) -> list[Image.Image]:
+    return [
+        Image.fromarray(readout_image(readout, head.manifest.value_range))
+        for readout, head in zip(readouts, heads, strict=True)
+    ]
+
+
+def _evolution(
+    model: BaseModel, samples: Samples, heads: list[LoadedHead]
+) -> list[list[EvolutionFrame]]:
+    frames: list[list[EvolutionFrame]] = [[] for _ in range(len(samples.latents))]
+    for snapshot in samples.evolution:
+        pictures = to_images(model.decode(snapshot.pred_original_sample))
+        for row, picture in enumerate(pictures):
+            readouts = _readout_images(snapshot.readouts[row], heads)
+            frames[row].append(EvolutionFrame(snapshot.step_index, picture, readouts))
+    return frames
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = round(now - self._last, 4)
+        self._last = now

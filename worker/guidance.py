@@ -1,0 +1,272 @@
+"""Readout guidance: from features and targets to a change of the latents; tensors in, tensors out.
+
+Sections 3.2 and 8.2. The gradient is taken in two pieces of the chain rule. First each control's
+distance is differentiated with respect to the *features*, through its head alone; then the
+controls' feature gradients are mixed into one, and a single backward pass takes it through the
+U-Net to the latents. One control costs the same as without the cut; several cost one U-Net
+backward instead of one each, and can be balanced before they are mixed.
+
+Mixing (docs/adr/0004-mixing-controls.md). Each control's feature gradient is divided by its own
+norm and multiplied by its weight, so that weights compare controls whatever the units of their
+heads. The step of the mixture is √Σ (weight × scale)², what independent updates would add up to:
+one control of weight w moves the latents by w × scale, and doubling all weights doubles the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heads_registry.base_model import Latents
+from heads_registry.networks import Feature, Readout, ReadoutHead, TimeEmbedding
+
+UpdateRule = Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"]
+Objective = Callable[[Readout, Readout], Float[Tensor, " batch"]]
+
+EPSILON = 1e-8
+"""ε of the normalised update, as in the authors' AdamW."""
+UNNORMALIZED_RATE = 200.0 / 0.02
+"""Section 8.2 uses a rate of 200 for the raw gradient where the normalised rule has 2e-2."""
+GRADIENT_NORM = 64.0
+"""Norm of an item's feature gradient as it enters the U-Net: keeps fp16 away from underflow."""
+TINY = 1e-30
+"""Keeps a zero gradient zero when it is divided by its norm."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadoutTarget:
+    """One asked-for control of one item: what a head should say, how strongly, and when.
+
+    Attributes:
+        head: the network, frozen.
+        taps: module paths of the features it reads.
+        timestep_convention: see `HeadManifest`.
+        target: what the readout should be, (channels, height, width), in readout units.
+        objective: the distance that is minimised.
+        weight: rg_weight of section 8.1; 1 is very strong.
+        span: rg_ratio, [start, end) as fractions of the steps.
+        update_scale: the change of a latent at weight 1.
+    """
+
+    head: ReadoutHead
+    taps: tuple[str, ...]
+    timestep_convention: str
+    target: Float[Tensor, "channels height width"]
+    objective: Objective
+    weight: float
+    span: tuple[float, float]
+    update_scale: float
+
+    def guides(self, step_index: int, num_steps: int) -> bool:
+        """Whether the control acts at a step; spans are rounded, not cut off (REFERENCE 4.11)."""
+        start, end = (round(fraction * num_steps) for fraction in self.span)
+        return self.weight > 0 and start <= step_index < end
+
+
+@dataclass(frozen=True)
+class FeatureGradient:
+    """The mixed gradient with respect to the features of one pass, and how to undo its scaling.
+
+    Attributes:
+        gradients: one a tap, shaped like the features; each item's has norm `GRADIENT_NORM`.
+        magnitude: (items,) the factor back to the raw gradient.
+        step: (items,) √Σ (weight × scale)².
+    """
+
+    gradients: list[Tensor]
+    magnitude: Float[Tensor, " items"]
+    step: Float[Tensor, " items"]
+
+
+@dataclass(frozen=True, eq=False)
+class ControlGroup:
+    """Controls that act together and share a head, stacked once on the device.
+
+    Attributes:
+        first: one of them, for what they share: head, taps, objective.
+        items: the item of each control.
+        index: the same as a tensor.
+        targets: (controls, channels, height, width).
+        weight: (controls,) rg_weight.
+        step: (controls,) weight × update_scale.
+    """
+
+    first: ReadoutTarget
+    items: tuple[int, ...]
+    index: Tensor
+    targets: Readout
+    weight: Float[Tensor, " controls"]
+    step: Float[Tensor, " controls"]
+
+
+def group_controls(
+    pairs: Sequence[tuple[int, ReadoutTarget]], device: torch.device
+) -> list[ControlGroup]:
+    """Stack (item, control) pairs by the head and the objective that they share."""
+    by_head: dict[tuple[int, int], list[tuple[int, ReadoutTarget]]] = {}
+    for item, control in pairs:
+        by_head.setdefault((id(control.head), id(control.objective)), []).append((item, control))
+    groups = []
+    for members in by_head.values():
+        items = tuple(item for item, _ in members)
+        controls = [control for _, control in members]
+        weight = torch.tensor([control.weight for control in controls], dtype=torch.float32)
+        scale = torch.tensor([control.update_scale for control in controls], dtype=torch.float32)
+        groups.append(
+            ControlGroup(
+                first=controls[0],
+                items=items,
+                index=torch.tensor(items, device=device),
+                targets=torch.stack([control.target.to(device) for control in controls]),
+                weight=weight.to(device),
+                step=(weight * scale).to(device),
+            )
+        )
+    return groups
+
+
+def feature_gradient(
+    features: Sequence[Feature],
+    taps: Sequence[str],
+    groups: Sequence[ControlGroup],
+    time_embedding: Callable[[str], TimeEmbedding],
+    size: tuple[int, int],
+    num_items: int,
+    *,
+    balanced: bool = True,
+) -> FeatureGradient:
+    """Differentiate every control's distance with respect to the features and mix the gradients.
+
+    Args:
+        features: of `taps`, (rows, channels, h', w'); rows are the items once, or the items of
+            the unconditional branch followed by the same items of the conditional one.
+        taps: module paths of `features`.
+        groups: the controls that act.
+        time_embedding: timestep convention → (1, embedding).
+        size: the latents' (h, w).
+        num_items: items in `features`.
+        balanced: mix gradients of equal norm (see above); otherwise the plain weighted sum, which
+            the two unnormalised rules need.
+    """
+    branches = features[0].shape[0] // num_items
+    device = features[0].device
+    dtype = torch.promote_types(features[0].dtype, torch.float32)
+    mixed = [torch.zeros_like(feature, dtype=dtype) for feature in features]
+    weighted_norm, total_weight, squared_step = torch.zeros(
+        3, num_items, device=device, dtype=dtype
+    )
+    for group in groups:
+        index = torch.cat([group.index + branch * num_items for branch in range(branches)])
+        gradients = _head_gradient(features, taps, group, index, time_embedding, size)
+        norm = _norm(gradients, branches)
+        weight = group.weight.to(dtype)
+        factor = weight / (norm + TINY) if balanced else weight
+        for total, gradient in zip(mixed, gradients, strict=True):
+            total.index_add_(0, index, gradient * _columns(factor.repeat(branches)))
+        weighted_norm.index_add_(0, group.index, weight * norm)
+        total_weight.index_add_(0, group.index, weight)
+        squared_step.index_add_(0, group.index, group.step.to(dtype).square())
+    mixed_norm = _norm(mixed, branches)
+    scale = _columns((GRADIENT_NORM / (mixed_norm + TINY)).repeat(branches))
+    raw_norm = weighted_norm / (total_weight + TINY) if balanced else mixed_norm
+    return FeatureGradient(
+        [(total * scale).to(feature.dtype) for total, feature in zip(mixed, features, strict=True)],
+        magnitude=raw_norm / GRADIENT_NORM,
+        step=squared_step.sqrt(),
+    )
+
+
+def readout_update(
+    gradient: Latents,
+    magnitude: Float[Tensor, " items"],
+    step: Float[Tensor, " items"],
+    rule: UpdateRule,
+    alpha: Float[Tensor, ""],
+) -> Latents:
+    """The change to subtract from the latents, by the rules of section 8.2.
+
+    Args:
+        gradient: of the distance with respect to the latents, up to the factor `magnitude`.
+        magnitude: the factor back to the raw gradient.
+        step: the change of a latent that the weights ask for.
+        rule: ``elementwise`` g / (√g² + ε), the paper's choice; ``rms`` the same with one norm an
+            item; ``unnormalized`` 200 · g; ``timestep_rescaled`` 200 · √(1-ᾱ) · g.
+        alpha: ᾱ_t.
+    """
+    raw = gradient * _columns(magnitude)
+    step = _columns(step)
+    if rule == "elementwise":
+        return step * raw / (raw.abs() + EPSILON)
+    if rule == "rms":
+        rms = raw.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return step * raw / (rms + EPSILON)
+    if rule == "timestep_rescaled":
+        raw = raw * (1 - alpha).sqrt()
+    return step * UNNORMALIZED_RATE * raw
+
+
+def read(
+    features: Sequence[Feature],
+    taps: Sequence[str],
+    control: ReadoutTarget,
+    time_embedding: Callable[[str], TimeEmbedding],
+    size: tuple[int, int],
+) -> Readout:
+    """The readout of a control's head, in the head's dtype.
+
+    Args:
+        features: of `taps`, (rows, channels, h', w'); a head reads those that it names.
+        taps: module paths of `features`.
+        control: whose head, taps and timestep convention.
+        time_embedding: timestep convention → (1, embedding).
+        size: the latents' (h, w).
+    """
+    dtype = control.head.mixing_weights.dtype
+    inputs = [features[taps.index(tap)].to(dtype) for tap in control.taps]
+    embedding = None
+    if control.timestep_convention != "none":
+        embedding = time_embedding(control.timestep_convention).to(dtype)
+        embedding = embedding.expand(inputs[0].shape[0], -1)
+    readout: Readout = control.head(inputs, embedding, size)
+    return readout
+
+
+def _head_gradient(
+    features: Sequence[Feature],
+    taps: Sequence[str],
+    group: ControlGroup,
+    index: Tensor,
+    time_embedding: Callable[[str], TimeEmbedding],
+    size: tuple[int, int],
+) -> list[Tensor]:
+    """∂ distance / ∂ features for controls that share a head: (branches × controls, …) a tap."""
+    working = torch.promote_types(features[0].dtype, torch.float32)
+    with torch.enable_grad():
+        leaves = [
+            feature.detach().index_select(0, index).to(working).requires_grad_()
+            for feature in features
+        ]
+        readout = read(leaves, taps, group.first, time_embedding, size).to(working)
+        targets = group.targets.to(working).repeat(len(index) // len(group.items), 1, 1, 1)
+        distances = group.first.objective(readout, targets)
+        gradients = torch.autograd.grad(distances.sum(), leaves, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
+
+
+def _norm(gradients: Sequence[Tensor], branches: int) -> Float[Tensor, " items"]:
+    """Euclidean norm over all taps and branches of each item."""
+    squares = sum(gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients)
+    assert isinstance(squares, Tensor)
+    return squares.view(branches, -1).sum(dim=0).sqrt()
+
+
+def _columns(values: Float[Tensor, " rows"]) -> Float[Tensor, "rows 1 1 1"]:
+    return values[:, None, None, None]

@@ -1,0 +1,159 @@
+"""An attempt's hold on its job: a lease kept alive by a thread; at each step, whether to go on.
+
+Errors that end an attempt, beside `StaleAttempt` and `JobCanceled` of jobs/:
+
+    AttemptStopped
+    ├── DeadlineExceeded   the attempt ran longer than `job_deadline_s`
+    └── Interrupted        the queue told this worker to stop the job
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Self
+
+import structlog
+
+from jobs.errors import JobNotFound, JobsError, QueueUnavailable, StaleAttempt
+from jobs.record import Failure, FailureCode, Progress, RecordStore
+from worker.settings import WorkerSettings
+
+PROGRESS_INTERVAL_S = 0.25
+"""Progress is written this often at most; between, a step costs one read."""
+HANG_EXIT_STATUS = 70
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 1.0, 15.0
+
+log = structlog.get_logger("worker.lease")
+
+
+class AttemptStopped(Exception):
+    """Base of what ends an attempt from inside the worker."""
+
+
+class DeadlineExceeded(AttemptStopped):
+    """The attempt ran longer than its deadline."""
+
+
+class Interrupted(AttemptStopped):
+    """The queue told this worker to stop the job."""
+
+
+class Lease:
+    """Holds one attempt; `on_step` goes into the sampler's loop.
+
+    A thread renews the lease every quarter of it and watches for a step that hangs. While Redis is
+    away the attempt computes on: if nobody took the job over meanwhile, it is still its own.
+    """
+
+    def __init__(
+        self,
+        records: RecordStore,
+        settings: WorkerSettings,
+        job_id: str,
+        attempt: int,
+        on_hang: Callable[[], None] = lambda: os._exit(HANG_EXIT_STATUS),
+    ) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.last_step_at = datetime.now(UTC)
+        self._records = records
+        self._interval_s = settings.lease_s / 4
+        self._deadline_s = settings.job_deadline_s
+        self._deadline = time.monotonic() + settings.job_deadline_s
+        self._hang_grace_s = settings.hang_grace_s
+        self._on_hang = on_hang
+        self._lost: Exception | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lease {job_id}", daemon=True)
+        self._next_progress = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._quiet_until = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=self._interval_s)
+
+    def interrupt(self) -> None:
+        """Stop at the next step, as the queue's stop command asks for."""
+        self._lost = Interrupted("the queue told this worker to stop the job")
+
+    def on_step(self, step_index: int, num_steps: int) -> None:
+        """Called before each step; costs one round trip to Redis at most.
+
+        Raises:
+            StaleAttempt, JobCanceled, DeadlineExceeded, Interrupted: stop computing.
+        """
+        self.last_step_at = datetime.now(UTC)
+        self.raise_if_over()
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        try:
+            if now >= self._next_progress:
+                self._next_progress = now + PROGRESS_INTERVAL_S
+                self._report(Progress(step=step_index, total_steps=num_steps))
+            else:
+                self._records.check(self.job_id, self.attempt)
+            self._pause_s = _FIRST_PAUSE_S
+        except QueueUnavailable:
+            self._quiet_until = time.monotonic() + self._pause_s
+            self._pause_s = min(self._pause_s * 2, _LAST_PAUSE_S)
+
+    def report_stage(self, stage: str, num_steps: int) -> None:
+        """Say that all steps are done and what follows.
+
+        Raises:
+            StaleAttempt, JobCanceled, DeadlineExceeded, Interrupted: stop.
+        """
+        self.raise_if_over()
+        with suppress(QueueUnavailable):
+            self._report(Progress(step=num_steps, total_steps=num_steps, stage=stage))
+
+    def raise_if_over(self) -> None:
+        """Raise what ended the attempt, if something did; asks nobody.
+
+        Raises:
+            StaleAttempt, JobCanceled, DeadlineExceeded, Interrupted: stop.
+        """
+        if self._lost is not None:
+            raise self._lost
+        if time.monotonic() > self._deadline:
+            raise DeadlineExceeded(
+                f"the job ran longer than {self._deadline_s:g} s; ask for fewer images, fewer "
+                "steps or a smaller size"
+            )
+
+    def _report(self, progress: Progress) -> None:
+        self._records.progress(self.job_id, self.attempt, progress)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            try:
+                self._records.heartbeat(self.job_id, self.attempt)
+            except (StaleAttempt, JobNotFound) as error:
+                self._lost = self._lost or error
+            except JobsError as error:
+                log.warning("lease.not_renewed", job_id=self.job_id, reason=str(error))
+            if time.monotonic() > self._deadline + self._hang_grace_s:
+                self._give_up()
+                return
+
+    def _give_up(self) -> None:
+        """A step hangs: the job timed out, and this process is of no more use."""
+        log.error("job.hangs", job_id=self.job_id, last_step_at=self.last_step_at.isoformat())
+        failure = Failure(
+            code=FailureCode.TIMED_OUT,
+            message=f"the job hung past its deadline of {self._deadline_s:g} s",
+        )
+        with suppress(JobsError):
+            self._records.fail(self.job_id, self.attempt, failure)
+        self._on_hang()

@@ -1,0 +1,130 @@
+"""The cache of loaded base models and readout heads: least recently used goes first, by bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from heads_registry.base_model import BaseModel
+from heads_registry.loading import check_fit, load_head
+from heads_registry.manifest import Catalogue, HeadManifest
+from heads_registry.networks import ReadoutHead
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 where the hardware multiplies it fast, else float32.
+
+    On CPUs that is AMX or AVX512-bf16 (PERFORMANCE.md); elsewhere bf16 is emulated and slower.
+    """
+    named = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if name != "auto":
+        return named[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = (
+        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    )
+    return torch.bfloat16 if fast else torch.float32
+
+
+@dataclass(frozen=True)
+class LoadedHead:
+    """A head ready to use, with its manifest."""
+
+    manifest: HeadManifest
+    network: ReadoutHead
+
+
+class ModelCache:
+    """Loads models and heads once and keeps them while they fit into `budget_bytes`.
+
+    A model takes its heads with it when it goes. The model in use is never dropped, even where it
+    alone is larger than the budget.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        budget_bytes: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.catalogue = catalogue
+        self.budget_bytes = budget_bytes
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._models: OrderedDict[str, BaseModel] = OrderedDict()
+        self._heads: dict[tuple[str, str], LoadedHead] = {}
+
+    def model(self, name: str) -> BaseModel:
+        """The model of that name, loaded or from the cache.
+
+        Raises:
+            UnknownModel: it is not in the catalogue.
+            ModelLoadError: its files cannot be loaded.
+        """
+        if name not in self._models:
+            self._models[name] = BaseModel.load(self.catalogue.model(name), self.device, self.dtype)
+        self._models.move_to_end(name)
+        self._drop_oldest()
+        return self._models[name]
+
+    def head(self, model_name: str, head_name: str) -> LoadedHead:
+        """A head that fits the model, loaded or from the cache.
+
+        Raises:
+            UnknownHead, IncompatibleHead: see `Catalogue.head`.
+            WeightsError: its weights are missing, altered or of another shape.
+        """
+        model = self.model(model_name)
+        manifest = self.catalogue.head(self.catalogue.model(model_name), head_name)
+        key = (model_name, manifest.id)
+        if key not in self._heads:
+            check_fit(manifest, model.unet)
+            self._heads[key] = LoadedHead(manifest, load_head(manifest, self.device))
+        return self._heads[key]
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the models in the cache, least recently used first."""
+        return tuple(self._models)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights in the cache."""
+        heads = sum(
+            parameter.numel() * parameter.element_size()
+            for head in self._heads.values()
+            for parameter in head.network.parameters()
+        )
+        return heads + sum(model.nbytes for model in self._models.values())
+
+    def clear(self) -> None:
+        """Drop everything, as after running out of memory."""
+        self._models.clear()
+        self._heads.clear()
+        self._release()
+
+    def _drop_oldest(self) -> None:
+        while len(self._models) > 1 and self.nbytes > self.budget_bytes:
+            name, _ = self._models.popitem(last=False)
+            self._heads = {key: head for key, head in self._heads.items() if key[0] != name}
+            self._release()
+
+    def _release(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,173 @@
+"""An execution's pictures into object storage, and the summary and manifest that name them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from jobs.request import GenerationRequest, OutputOptions, SpatialControl
+from jobs.result import (
+    ControlDistance,
+    ResultManifest,
+    ResultSummary,
+    StoredFrame,
+    StoredReadout,
+    StoredResult,
+    attempt_prefix,
+)
+
+if TYPE_CHECKING:
+    from worker.execute import Execution
+
+Encode = Callable[[Image.Image, OutputOptions, dict[str, Any] | None], bytes]
+Put = Callable[[str, bytes, str], None]
+
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+_PLAIN_PNG = OutputOptions(format="png", embed_parameters=False)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is to be stored, and for which attempt."""
+
+    job_id: str
+    attempt: int
+    request: GenerationRequest
+    execution: Execution
+
+
+def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary:
+    """Store every picture, then the manifest; nothing of it counts until the record says so.
+
+    Args:
+        publication: pictures and request.
+        encode: makes files of images.
+        put: stores bytes under a key with a media type.
+
+    Returns:
+        The summary for the record.
+    """
+    shelf = _Shelf(publication, encode, put)
+    images = tuple(shelf.store(index) for index in range(len(publication.execution.images)))
+    execution = publication.execution
+    manifest = ResultManifest(
+        job_id=publication.job_id,
+        attempt=publication.attempt,
+        request=publication.request,
+        images=images,
+        sha256=shelf.sha256,
+        timings=execution.timings,
+        versions=dict(execution.versions),
+        device=execution.device,
+        dtype=execution.dtype,
+    )
+    text = manifest.model_dump_json(indent=1).encode()
+    manifest_key = shelf.put("manifest.json", text, "application/json")
+    return ResultSummary(
+        attempt=publication.attempt,
+        manifest_key=manifest_key,
+        images=images,
+        timings=execution.timings,
+    )
+
+
+def embedded_parameters(
+    request: GenerationRequest, seed: int, versions: dict[str, str]
+) -> dict[str, Any]:
+    """What a PNG says of its own making: no object keys, no URLs, nothing of who asked."""
+    parameters = request.model_dump(mode="json", exclude={"num_images", "controls", "output"})
+    controls = []
+    for control in request.controls:
+        fields = control.model_dump(mode="json", exclude={"image"}, exclude_none=True)
+        if control.image is not None:
+            fields["image_sha256"] = control.image.sha256
+        controls.append(fields)
+    return parameters | {"seed": seed, "controls": controls, "versions": versions}
+
+
+def readout_names(controls: Sequence[SpatialControl]) -> list[str]:
+    """A file-name part per control: its head's name, numbered where a head is used twice."""
+    names = [control.head.rpartition("/")[2] for control in controls]
+    count = Counter(names)
+    return [
+        f"{name}-{position}" if count[name] > 1 else name for position, name in enumerate(names)
+    ]
+
+
+class _Shelf:
+    """Puts an attempt's files under its prefix and remembers their hashes."""
+
+    def __init__(self, publication: Publication, encode: Encode, put: Put) -> None:
+        self.sha256: dict[str, str] = {}
+        self._request = publication.request
+        self._execution = publication.execution
+        self._prefix = attempt_prefix(publication.job_id, publication.attempt)
+        self._names = readout_names(publication.request.controls)
+        self._encode = encode
+        self._put = put
+
+    def put(self, name: str, data: bytes, media_type: str) -> str:
+        self.sha256[name] = hashlib.sha256(data).hexdigest()
+        self._put(self._prefix + name, data, media_type)
+        return self._prefix + name
+
+    def store(self, index: int) -> StoredResult:
+        """One image with its readouts and evolution."""
+        execution, output = self._execution, self._request.output
+        image, seed = execution.images[index], execution.seeds[index]
+        parameters = embedded_parameters(self._request, seed, execution.versions)
+        name = f"image-{index:03d}.{output.format}"
+        data = self._encode(image, output, parameters)
+        key = self.put(name, data, MEDIA_TYPES[output.format])
+        readouts = execution.readouts[index] if output.readouts else []
+        return StoredResult(
+            index=index,
+            seed=seed,
+            key=key,
+            sha256=self.sha256[name],
+            width=image.width,
+            height=image.height,
+            distances=self._distances(index),
+            readouts=self._readouts(f"readout-{index:03d}", readouts),
+            evolution=self._evolution(index),
+        )
+
+    def _distances(self, index: int) -> dict[str, ControlDistance]:
+        distances = self._execution.distances[index]
+        return {
+            str(position): ControlDistance(head=control.head, distance=distance)
+            for position, (control, distance) in enumerate(
+                zip(self._request.controls, distances, strict=True)
+            )
+        }
+
+    def _readouts(self, stem: str, readouts: Sequence[Image.Image]) -> tuple[StoredReadout, ...]:
+        if not readouts:
+            return ()
+        return tuple(
+            StoredReadout(head=control.head, key=self._png(f"{stem}-{name}", readout))
+            for control, name, readout in zip(
+                self._request.controls, self._names, readouts, strict=True
+            )
+        )
+
+    def _evolution(self, index: int) -> tuple[StoredFrame, ...]:
+        frames = self._execution.evolution
+        return tuple(
+            StoredFrame(
+                step=frame.step,
+                key=self._png(f"evolution-{index:03d}-step-{frame.step:03d}-image", frame.image),
+                readouts=self._readouts(
+                    f"evolution-{index:03d}-step-{frame.step:03d}", frame.readouts
+                ),
+            )
+            for frame in (frames[index] if frames else ())
+        )
+
+    def _png(self, stem: str, image: Image.Image) -> str:
+        return self.put(f"{stem}.png", self._encode(image, _PLAIN_PNG, None), "image/png")

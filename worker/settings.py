@@ -1,0 +1,39 @@
+"""Settings of a worker: what every room needs, and the device; from the environment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from jobs.settings import CoreSettings
+
+
+class WorkerSettings(CoreSettings):
+    """Where the peers are, and what this worker computes on."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cache_bytes: int = Field(
+        16 * 2**30, gt=0, description="budget of loaded models and heads; the model in use stays"
+    )
+    warm_models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description="models to load before serving, separated by commas; null: the installed one, "
+        "where there is just one",
+    )
+    num_threads: int = Field(0, ge=0, description="of the CPU; 0 leaves it to torch")
+    storage_patience_s: float = Field(
+        60.0, ge=0, description="how long a job waits for object storage that does not answer"
+    )
+    hang_grace_s: float = Field(
+        60.0, gt=0, description="past its deadline, after which a hanging step ends the process"
+    )
+
+    @field_validator("warm_models", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value

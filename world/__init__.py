@@ -1,0 +1,2 @@
+"""The mannequin world: knows scenes, renders, labels and datasets; must never know torch, heads,
+jobs, workers or HTTP."""

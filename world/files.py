@@ -1,0 +1,148 @@
+"""Datasets as folders of files, in the format that users' own data has: PNG images, PNG labels,
+JSON lines; see README.md here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from world.captions import attributes, caption_variants
+from world.labels import as_bytes, depth_image, edge_image, openpose_image
+from world.matches import point_tracks
+from world.packed import LABELS
+from world.render import Render, render
+from world.scene import Kind, sample_scene
+
+TRACK_POINTS = 64
+
+
+def _save(render_: Render, folder: Path, name: str, labels: Sequence[str]) -> dict:
+    """Writes the picture and its label images; returns the metadata row without captions."""
+    size = render_.rgb.shape[0]
+    file_name = f"images/{name}.png"
+    Image.fromarray(render_.rgb).save(folder / file_name)
+    written = {}
+    for label in labels:
+        if label == "pose":
+            image = openpose_image(render_.keypoints, size)
+        elif label == "depth":
+            image = as_bytes(depth_image(render_.depth))
+        else:
+            image = as_bytes(edge_image(render_))
+        written[label] = f"labels/{label}/{name}.png"
+        Image.fromarray(image).save(folder / written[label])
+    keypoints = [
+        [[round(float(v), 2) for v in point] for point in person] for person in render_.keypoints
+    ]
+    return {
+        "file_name": file_name,
+        "labels": written,
+        "width": size,
+        "height": size,
+        "keypoints": keypoints,
+    }
+
+
+def _write_image(
+    seed: int, folder: Path, size: int, labels: Sequence[str], kind: Kind | None
+) -> dict:
+    scene = sample_scene(seed, kind)
+    row = _save(render(scene, size), folder, f"{seed:09d}", labels)
+    captions = caption_variants(scene)
+    return {
+        **row,
+        "caption": captions[0],
+        "captions": captions,
+        "seed": seed,
+        "attributes": attributes(scene),
+    }
+
+
+def _write_video(
+    seed: int, folder: Path, size: int, labels: Sequence[str], kind: Kind | None, frames: int
+) -> tuple[list[dict], dict]:
+    scene = sample_scene(seed, kind)
+    captions = caption_variants(scene)
+    renders = [render(scene.at(index / max(1, frames - 1)), size) for index in range(frames)]
+    rows = []
+    for index, picture in enumerate(renders):
+        row = _save(picture, folder, f"{seed:09d}_{index:03d}", labels)
+        rows.append(
+            {
+                **row, "caption": captions[0], "captions": captions, "seed": seed,
+                "attributes": attributes(scene), "video": f"{seed:09d}", "frame": index,
+                "moment": round(picture.scene.moment, 6),
+            }
+        )  # fmt: skip
+    tracks, parts = point_tracks(renders, TRACK_POINTS, np.random.default_rng(seed))
+    track_row = {
+        "video": f"{seed:09d}",
+        "frames": [row["file_name"] for row in rows],
+        "segments": parts[:, 0].tolist(),
+        "instances": parts[:, 1].tolist(),
+        "tracks": [
+            [[round(float(x), 2), round(float(y), 2), int(seen)] for x, y, seen in track]
+            for track in tracks
+        ],
+    }
+    return rows, track_row
+
+
+def write_dataset(
+    folder: str | Path,
+    seeds: Sequence[int],
+    size: int = 64,
+    *,
+    labels: Iterable[str] = LABELS,
+    kind: Kind | None = None,
+    frames: int = 1,
+    workers: int = 1,
+) -> Path:
+    """Writes one image (frames = 1) or one video (frames > 1, with tracks.jsonl) per seed;
+    deterministic, overwrites.
+
+    Args:
+        folder: where images/, labels/<label>/, metadata.jsonl and, for videos, tracks.jsonl go.
+            size: pixels.
+        labels: some of LABELS. kind: "figure", "portrait", "couple" or None for the mix. workers:
+            processes.
+    """
+    path, labels = Path(folder), tuple(label for label in LABELS if label in set(labels))
+    (path / "images").mkdir(parents=True, exist_ok=True)
+    for label in labels:
+        (path / "labels" / label).mkdir(parents=True, exist_ok=True)
+    if frames > 1:
+        work = partial(
+            _write_video, folder=path, size=size, labels=labels, kind=kind, frames=frames
+        )
+    else:
+        work = partial(_write_image, folder=path, size=size, labels=labels, kind=kind)
+    if workers > 1:
+        render(sample_scene(seeds[0]), 16)  # compiles once, before the workers start
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            results = list(pool.map(work, seeds, chunksize=8))
+    else:
+        results = [work(seed) for seed in seeds]
+    if frames > 1:
+        _write_lines(path / "tracks.jsonl", (tracks for _, tracks in results))
+        results = [row for rows, _ in results for row in rows]
+    _write_lines(path / "metadata.jsonl", results)
+    return path
+
+
+def _write_lines(path: Path, rows: Iterable[dict]) -> None:
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+
+
+def read_rows(path: str | Path) -> Iterator[dict]:
+    """The rows of a *.jsonl file."""
+    with Path(path).open() as lines:
+        for line in lines:
+            yield json.loads(line)
