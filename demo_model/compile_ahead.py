@@ -8,19 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from demo_model.config import RunConfig, load_config
 from demo_model.devices import choose_device, raise_priority
 from demo_model.networks import build_unet
 
-Denoise = Callable[..., tuple[Tensor]]
+Forward = Callable[..., tuple[Tensor]]
 
 
-def compiled(model: UNet2DConditionModel, config: RunConfig) -> Denoise:
-    """The U-Net's forward, compiled for one batch size where the configuration asks for it."""
-    return torch.compile(model, dynamic=False) if config.compile else model  # type: ignore[return-value]
+def compiled(forward: Forward, config: RunConfig) -> Forward:
+    """A network's forward, compiled for one batch size where the configuration asks for it."""
+    return torch.compile(forward, dynamic=False) if config.compile else forward
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ class VaeConfig(Strict):
     """AutoencoderKL; the downsampling factor is 2 ** (levels - 1)."""
 
     plan: PlanConfig
+    decoder_plan: PlanConfig | None = None
+    """Of training the decoder on, with the encoder frozen; none: the autoencoder's own plan."""
     channels: tuple[int, ...]
     layers_per_block: int = 1
     norm_num_groups: int = 8
@@ -103,12 +105,18 @@ class RunConfig(Strict):
     unet: UnetConfig
 
     def with_minutes(self, stage: str, minutes: float) -> RunConfig:
-        """The same run with another wall-clock plan of one stage ("vae", "text" or "unet")."""
-        part = getattr(self, stage, None)
-        if not isinstance(part, VaeConfig | TextConfig | UnetConfig):
+        """The same run with another wall-clock plan of one stage.
+
+        Args:
+            stage: "vae", "text", "decoder" or "unet".
+        """
+        name, field = ("vae", "decoder_plan") if stage == "decoder" else (stage, "plan")
+        part = getattr(self, name, None)
+        plan = getattr(part, field, None)
+        if not isinstance(part, Strict) or not isinstance(plan, PlanConfig):
             raise ValueError(f"{stage} has no plan")
-        plan = part.plan.model_copy(update={"minutes": minutes})
-        return self.model_copy(update={stage: part.model_copy(update={"plan": plan})})
+        plan = plan.model_copy(update={"minutes": minutes})
+        return self.model_copy(update={name: part.model_copy(update={field: plan})})
 
     @property
     def latent_size(self) -> int:

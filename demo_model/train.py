@@ -21,10 +21,10 @@ from demo_model.parallel import Group, run_in_group
 from demo_model.text import TextStage, tokenize_captions
 from demo_model.tokenizer import build_tokenizer
 from demo_model.unet import Parts, UnetStage
-from demo_model.vae import VaeStage, build_vae, encode_latents, scaling_factor
+from demo_model.vae import DecoderStage, VaeStage, build_vae, encode_latents, scaling_factor
 from world.captions import VOCABULARY
 
-COMMANDS = ("vae", "text", "latents", "unet", "export", "all")
+COMMANDS = ("vae", "text", "latents", "decoder", "unet", "export", "all")
 
 
 def train_vae(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
@@ -55,6 +55,13 @@ def cache_latents(config: RunConfig, renders: Renders, device: Device, folder: P
         run_in_group(config.processes, _encode, config, folder)
 
 
+def train_decoder(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
+    """Trains the autoencoder's decoder on, its encoder frozen; returns at once where it is done."""
+    latents = np.load(folder / "latents.npy", mmap_mode="r")
+    stage = DecoderStage(config, renders, device, latents, _trained(folder, "vae"))
+    Loop(stage, folder, config.seed).run()
+
+
 def _trained(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     path = folder / f"{stage}.pt"
     if not path.exists():
@@ -70,7 +77,8 @@ def load_parts(config: RunConfig, device: Device, folder: Path, latents: np.ndar
     text_encoder: CLIPTextModel = build_text_encoder(config, tokenizer)
     text_encoder.load_state_dict(_trained(folder, "text"))
     vae = build_vae(config)
-    vae.load_state_dict(_trained(folder, "vae"))
+    trained_on = (folder / "decoder.pt").exists()
+    vae.load_state_dict(_trained(folder, "decoder" if trained_on else "vae"))
     factor = scaling_factor(latents, config.vae.latent_channels)
     vae.register_to_config(scaling_factor=factor)
     vae.eval().requires_grad_(False)
@@ -156,6 +164,7 @@ def _run_stage(name: str, config: RunConfig, folder: Path) -> None:
             "vae": train_vae,
             "text": train_text,
             "latents": cache_latents,
+            "decoder": train_decoder,
         }
         stages[name](config, load_renders(config), choose_device(config), folder)
 

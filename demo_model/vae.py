@@ -1,4 +1,5 @@
-"""The autoencoder's stage: builds it, trains it on full images, encodes the renders."""
+"""The autoencoder's stages: builds it, trains it on full images, encodes the renders, and trains
+its decoder on."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from demo_model.config import RunConfig, VaeConfig
+from demo_model.compile_ahead import compiled
+from demo_model.config import PlanConfig, RunConfig, VaeConfig
 from demo_model.data import EpochOrder, Renders, images_as_bytes, images_as_tensor
 from demo_model.devices import Device
 from demo_model.parallel import Group
@@ -50,15 +52,19 @@ def image_gradient_loss(left: Tensor, right: Tensor) -> Tensor:
     return horizontal + vertical
 
 
+def reconstruction_loss(config: VaeConfig, output: Tensor, images: Tensor) -> Tensor:
+    """L1 + 2·L2 + 0.7·gradient, on images in [-1, 1]."""
+    squared = config.l2_weight * F.mse_loss(output, images)
+    gradient = config.gradient_weight * image_gradient_loss(output, images)
+    return F.l1_loss(output, images) + squared + gradient
+
+
 def vae_loss(config: VaeConfig, model: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + 2·L2 + 0.7·gradient + 1e-4·KL per latent element, on images in [-1, 1]."""
+    """The reconstruction's loss + 1e-4·KL per latent element, on images in [-1, 1]."""
     posterior = model.encode(images).latent_dist
-    latents = posterior.mean + posterior.std * noise
-    output = model.decode(latents).sample
-    reconstruction = F.l1_loss(output, images) + config.l2_weight * F.mse_loss(output, images)
+    output = model.decode(posterior.mean + posterior.std * noise).sample
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-    gradient = image_gradient_loss(output, images)
-    return reconstruction + config.gradient_weight * gradient + config.kl_weight * kl
+    return reconstruction_loss(config, output, images) + config.kl_weight * kl
 
 
 class VaeStage:
@@ -68,10 +74,10 @@ class VaeStage:
 
     def __init__(self, config: RunConfig, renders: Renders, device: Device) -> None:
         self.config, self.renders, self.device = config.vae, renders, device
-        self.plan = config.vae.plan
+        self.plan = self.plan_of(config)
         self.model = build_vae(config).to(device.device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self.trained_parameters(),
             betas=(0.9, 0.99),
             weight_decay=self.plan.weight_decay,
             fused=True,
@@ -81,17 +87,29 @@ class VaeStage:
         size = config.latent_size
         self.noise_shape = (self.plan.batch_size, config.vae.latent_channels, size, size)
 
+    def plan_of(self, config: RunConfig) -> PlanConfig:
+        """How long this stage trains."""
+        return config.vae.plan
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+        return list(self.model.parameters())
+
+    def loss(self, chosen: np.ndarray) -> Tensor:
+        """The loss of some training images."""
+        images = images_as_tensor(self.renders.train.images[chosen]).to(self.device.device)
+        noise = torch.randn(self.noise_shape, generator=self.generator).to(self.device.device)
+        return vae_loss(self.config, self.model, images, noise)
+
     def train_step(self, position: int, rate: float, step: int) -> float | None:
         """One AdamW step on one batch; the loss every tenth step."""
         chosen = np.sort(self.order.batch(position, self.plan.batch_size))
-        images = images_as_tensor(self.renders.train.images[chosen]).to(self.device.device)
-        noise = torch.randn(self.noise_shape, generator=self.generator).to(self.device.device)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.device.autocast():
-            loss = vae_loss(self.config, self.model, images, noise)
+            loss = self.loss(chosen)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.plan.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item() if step % 10 == 0 else None
@@ -120,6 +138,53 @@ class VaeStage:
         pairs = np.concatenate([row[at : at + 8] for at in range(0, shown, 8) for row in rows])
         write_sheet(path, pairs)
         return {"psnr_db": round(psnr_db(images, output), 3)}
+
+
+class DecoderStage(VaeStage):
+    """Trains the decoder alone on cached latents: they, and all that was trained on them (U-Net,
+    heads), stay valid while pictures become sharper.
+
+    Args:
+        latents: (count, 8, h, w) float16, posterior means and standard deviations of the first
+            `count` training images.
+        autoencoder: the trained autoencoder's weights.
+    """
+
+    name = "decoder"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        renders: Renders,
+        device: Device,
+        latents: np.ndarray,
+        autoencoder: dict[str, Tensor],
+    ) -> None:
+        super().__init__(config, renders, device)
+        self.model.load_state_dict(autoencoder)
+        self.model.requires_grad_(False)
+        for parameter in self.trained_parameters():
+            parameter.requires_grad_()
+        self.latents = latents
+        self.order = EpochOrder(len(latents), config.seed)
+        self.decode = compiled(self.model.decode, config)
+
+    def plan_of(self, config: RunConfig) -> PlanConfig:
+        """How long this stage trains."""
+        return config.vae.decoder_plan or config.vae.plan
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The decoder's."""
+        return [*self.model.post_quant_conv.parameters(), *self.model.decoder.parameters()]
+
+    def loss(self, chosen: np.ndarray) -> Tensor:
+        """Of pictures decoded from their posteriors' samples."""
+        images = images_as_tensor(self.renders.train.images[chosen]).to(self.device.device)
+        both = torch.from_numpy(self.latents[chosen].astype(np.float32))
+        mean, std = both.split(self.config.latent_channels, dim=1)
+        latents = mean + std * torch.randn(mean.shape, generator=self.generator)
+        latents = latents.to(self.device.device, memory_format=torch.channels_last)
+        return reconstruction_loss(self.config, self.decode(latents, return_dict=False)[0], images)
 
 
 def psnr_db(left: Tensor, right: Tensor) -> float:

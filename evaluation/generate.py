@@ -64,6 +64,10 @@ class Scenes:
         """Render the scenes of these seeds as full figures."""
         return cls(list(seeds), [render(sample_scene(seed, kind="figure"), size) for seed in seeds])
 
+    def first(self, count: int) -> Scenes:
+        """The first `count` of them."""
+        return Scenes(self.seeds[:count], self.renders[:count])
+
     @property
     def keypoints(self) -> torch.Tensor:
         """(scenes, 18, 3): x and y as fractions of the picture, and visibility."""

@@ -48,6 +48,19 @@ class Examples:
         return pictures, points, maps[0], maps[1]
 
 
+MIRRORED = torch.tensor([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16])
+"""COCO-18 with left and right exchanged."""
+
+
+def mirror(
+    pictures: Tensor, points: Tensor, depth: Tensor, edges: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A batch seen in a mirror: left hands become right hands."""
+    points = points[:, MIRRORED].clone()
+    points[..., 0] = 1 - points[..., 0]
+    return pictures.flip(-1), points, depth.flip(-1), edges.flip(-1)
+
+
 def blur_some(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the pictures slightly blurred and noisy, as decoded latents are."""
     weight = torch.rand(len(pictures), 1, 1, 1, generator=generator).clamp(max=0.9)
@@ -89,7 +102,10 @@ def train(data: Path, minutes: float, batch_size: int = 32, seed: int = 0) -> Ju
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1, progress / 0.05 + 0.02) * (1 - progress)
         rows = torch.randint(len(examples), (batch_size,), generator=generator)
-        pictures, points, depth, edges = examples.batch(rows)
+        batch = examples.batch(rows)
+        if torch.rand((), generator=generator) < 0.5:
+            batch = mirror(*batch)
+        pictures, points, depth, edges = batch
         loss = loss_of(judge(blur_some(pictures, generator)), points, depth, edges)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/packed/judge64"))
     parser.add_argument("--count", type=int, default=24_000, help="renders to train on")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = parser.parse_args()
     render_packed(options.data, JUDGE[: options.count], IMAGE_SIZE, labels=("depth", "edge"))

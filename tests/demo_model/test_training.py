@@ -78,3 +78,19 @@ def test_a_done_stage_is_not_trained_again(micro: RunConfig, prepared: Path) -> 
     before = (prepared / "vae.pt").stat().st_mtime_ns
     train.train_vae(micro, train.load_renders(micro), choose_device(micro), prepared)
     assert (prepared / "vae.pt").stat().st_mtime_ns == before
+
+
+def test_training_the_decoder_on_keeps_the_encoder_and_is_exported(
+    micro: RunConfig, prepared: Path, tmp_path: Path
+) -> None:
+    folder = _copy_of(prepared, tmp_path / "run")
+    before = torch.load(folder / "vae.pt")["stage"]["model"]
+    train.train_decoder(micro, train.load_renders(micro), choose_device(micro), folder)
+    after = torch.load(folder / "decoder.pt")["stage"]["model"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    stage = train.build_unet_loop(Group(), micro, folder).stage
+    assert isinstance(stage, UnetStage)
+    exported = stage.parts.vae.state_dict()
+    assert all(torch.equal(exported[name], after[name]) for name in after)
