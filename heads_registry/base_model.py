@@ -10,7 +10,9 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
 from jaxtyping import Float
@@ -224,3 +226,34 @@ class BaseModel:
         """Scaled latents → pictures in [-1, 1], float32, clamped."""
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         return self.vae.decode(scaled, return_dict=False)[0].float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def edit(
+        self,
+        pixels: Pixels,
+        prompts: Sequence[str],
+        strength: float,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seeds: Sequence[int],
+    ) -> Pixels:
+        """SDEdit: pictures in [-1, 1], noised to `strength` of the schedule and denoised again.
+
+        diffusers' own image-to-image pipeline on this model's parts, with DDIM; each picture has
+        its own noise, from its seed, whatever else is in the batch.
+        """
+        kind = StableDiffusionXLImg2ImgPipeline if self.is_xl else StableDiffusionImg2ImgPipeline
+        parts = self.pipeline.components | {"scheduler": self.ddim_scheduler(num_inference_steps)}
+        pipeline = kind(**parts, **({} if self.is_xl else {"requires_safety_checker": False}))
+        pipeline.set_progress_bar_config(disable=True)
+        edited = pipeline(
+            prompt=list(prompts),
+            negative_prompt=[""] * len(prompts) if guidance_scale > 1 else None,
+            image=(pixels / 2 + 0.5).to(self.device, self.vae.dtype),
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+        return edited.float().cpu() * 2 - 1

@@ -7,12 +7,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from world.files import read_rows, write_dataset
+from world.files import read_rows, write_dataset, write_faces
 from world.packed import LABELS, open_packed, render_packed
 from world.scene import KINDS
 from world.seeds import RANGES
 
-__all__ = ["main", "open_packed", "read_rows", "render_packed", "write_dataset"]
+__all__ = ["main", "open_packed", "read_rows", "render_packed", "write_dataset", "write_faces"]
 
 
 def _progress(done: int, count: int, seconds: float) -> None:
@@ -26,19 +26,31 @@ def _parser() -> argparse.ArgumentParser:
     folder = commands.add_parser(
         "folder", help="PNG images, PNG labels and JSON lines, as users' own data"
     )
-    for command in (packed, folder):
+    faces = commands.add_parser(
+        "faces", help="tight face crops: people who share hair, hat and glasses"
+    )
+    for command in (packed, folder, faces):
         command.add_argument("folder")
         command.add_argument("--range", choices=sorted(RANGES), default="train", dest="seed_range")
         command.add_argument("--start", type=int, default=0, help="offset within the range")
         command.add_argument("--count", type=int, default=1000)
         command.add_argument("--size", type=int, default=64, help="pixels")
+        command.add_argument("--workers", type=int, default=2)
+    for command in (packed, folder):
         command.add_argument(
             "--labels", nargs="*", choices=LABELS, default=[], help="label images to write"
         )
-        command.add_argument("--workers", type=int, default=2)
     folder.add_argument("--kind", choices=KINDS, default=None, help="default: a mix of all")
     folder.add_argument(
         "--frames", type=int, default=1, help="more than 1: videos with point tracks"
+    )
+    folder.add_argument(
+        "--cuts", action="store_true", help="videos: every frame from a camera of its own"
+    )
+    faces.add_argument("--people", type=int, default=2, help="of one look, per seed")
+    faces.add_argument("--shots", type=int, default=4, help="pictures a person")
+    faces.add_argument(
+        "--same-skin", action="store_true", help="people of one look share their skin tone, too"
     )
     return parser
 
@@ -60,10 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=_progress,
         )
         print(file=sys.stderr)
+    elif options.command == "faces":
+        write_faces(
+            options.folder, seeds, options.size, people=options.people, shots=options.shots,
+            same_skin=options.same_skin, workers=options.workers,
+        )  # fmt: skip
     else:
         write_dataset(
             options.folder, seeds, options.size, labels=options.labels, kind=options.kind,
-            frames=options.frames, workers=options.workers,
+            frames=options.frames, cuts=options.cuts, workers=options.workers,
         )  # fmt: skip
     return 0
 

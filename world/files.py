@@ -4,21 +4,24 @@ JSON lines; see README.md here."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from world.captions import attributes, caption_variants
+from world.faces import face_scene, lookalikes
 from world.labels import as_bytes, depth_image, edge_image, openpose_image
 from world.matches import point_tracks
 from world.packed import LABELS
 from world.render import Render, render
 from world.scene import Kind, sample_scene
+from world.videos import video_scenes
 
 TRACK_POINTS = 64
 
@@ -66,11 +69,17 @@ def _write_image(
 
 
 def _write_video(
-    seed: int, folder: Path, size: int, labels: Sequence[str], kind: Kind | None, frames: int
+    seed: int,
+    folder: Path,
+    size: int,
+    labels: Sequence[str],
+    kind: Kind | None,
+    frames: int,
+    cuts: bool,
 ) -> tuple[list[dict], dict]:
     scene = sample_scene(seed, kind)
     captions = caption_variants(scene)
-    renders = [render(scene.at(index / max(1, frames - 1)), size) for index in range(frames)]
+    renders = [render(moment, size) for moment in video_scenes(scene, frames, cuts)]
     rows = []
     for index, picture in enumerate(renders):
         row = _save(picture, folder, f"{seed:09d}_{index:03d}", labels)
@@ -95,6 +104,58 @@ def _write_video(
     return rows, track_row
 
 
+def _write_faces(
+    seed: int, folder: Path, size: int, people: int, shots: int, same_skin: bool
+) -> list[dict]:
+    rows = []
+    for person, identity in enumerate(lookalikes(seed, people, same_skin)):
+        for shot in range(shots):
+            scene = face_scene(seed, identity, person, shot)
+            row = _save(render(scene, size), folder, f"{seed:09d}_{person}_{shot:02d}", ())
+            captions = caption_variants(scene)
+            rows.append(
+                {
+                    **row, "caption": captions[0], "seed": seed,
+                    "identity": f"{seed:09d}_{person}", "look": f"{seed:09d}",
+                }
+            )  # fmt: skip
+    return rows
+
+
+def write_faces(
+    folder: str | Path,
+    seeds: Sequence[int],
+    size: int = 64,
+    *,
+    people: int = 2,
+    shots: int = 4,
+    same_skin: bool = False,
+    workers: int = 1,
+) -> Path:
+    """Writes tight face crops, `people` of one look with `shots` each per seed; deterministic,
+    overwrites.
+
+    Rows of metadata.jsonl have `identity` (who it is) and `look` (who shares hair, hat and
+    glasses); see `world.faces`.
+    """
+    path = Path(folder)
+    (path / "images").mkdir(parents=True, exist_ok=True)
+    work = partial(
+        _write_faces, folder=path, size=size, people=people, shots=shots, same_skin=same_skin
+    )
+    results = _map(work, seeds, workers)
+    _write_lines(path / "metadata.jsonl", (row for rows in results for row in rows))
+    return path
+
+
+def _map(work: Callable[[int], Any], seeds: Sequence[int], workers: int) -> list[Any]:
+    if workers <= 1:
+        return [work(seed) for seed in seeds]
+    render(sample_scene(seeds[0]), 16)  # compiles once, before the workers start
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(work, seeds, chunksize=8))
+
+
 def write_dataset(
     folder: str | Path,
     seeds: Sequence[int],
@@ -103,6 +164,7 @@ def write_dataset(
     labels: Iterable[str] = LABELS,
     kind: Kind | None = None,
     frames: int = 1,
+    cuts: bool = False,
     workers: int = 1,
 ) -> Path:
     """Writes one image (frames = 1) or one video (frames > 1, with tracks.jsonl) per seed;
@@ -110,9 +172,9 @@ def write_dataset(
 
     Args:
         folder: where images/, labels/<label>/, metadata.jsonl and, for videos, tracks.jsonl go.
-            size: pixels.
-        labels: some of LABELS. kind: "figure", "portrait", "couple" or None for the mix. workers:
-            processes.
+        size: pixels.
+        labels: some of LABELS. kind: "figure", "portrait", "couple" or None for the mix.
+        frames, cuts: of videos, see `world.videos`. workers: processes.
     """
     path, labels = Path(folder), tuple(label for label in LABELS if label in set(labels))
     (path / "images").mkdir(parents=True, exist_ok=True)
@@ -120,16 +182,12 @@ def write_dataset(
         (path / "labels" / label).mkdir(parents=True, exist_ok=True)
     if frames > 1:
         work = partial(
-            _write_video, folder=path, size=size, labels=labels, kind=kind, frames=frames
-        )
+            _write_video, folder=path, size=size, labels=labels, kind=kind, frames=frames,
+            cuts=cuts,
+        )  # fmt: skip
     else:
         work = partial(_write_image, folder=path, size=size, labels=labels, kind=kind)
-    if workers > 1:
-        render(sample_scene(seeds[0]), 16)  # compiles once, before the workers start
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            results = list(pool.map(work, seeds, chunksize=8))
-    else:
-        results = [work(seed) for seed in seeds]
+    results = _map(work, seeds, workers)
     if frames > 1:
         _write_lines(path / "tracks.jsonl", (tracks for _, tracks in results))
         results = [row for rows, _ in results for row in rows]

@@ -1,4 +1,5 @@
-"""`python -m heads_registry.training RECIPE… --data DIR`: trains heads, writes what is served."""
+"""`python -m heads_registry.training …` is `readout train head …` without the rest of the command:
+both call `heads_registry.training.command`."""
 
 from __future__ import annotations
 
@@ -6,41 +7,31 @@ import argparse
 import sys
 from pathlib import Path
 
-from heads_registry.base_model import BaseModel
-from heads_registry.manifest import BUILTIN_DIR, Catalogue, RegistryError
-from heads_registry.training.data import load_labelled_images
-from heads_registry.training.loop import HeadTrainer
-from heads_registry.training.recipe import HeadRecipe
+from heads_registry.manifest import RegistryError
+from heads_registry.training.command import DTYPES, Options, train_heads
 
 
 def main() -> int:
-    """Train the recipes together; 2 and one line where something is wrong with what was given."""
+    """Train; 2 and one line where something is wrong with what was given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+", type=Path)
-    parser.add_argument("--model", default="mannequin-64")
-    parser.add_argument("--registry", action="append", type=Path, default=[])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="use only so many images")
-    parser.add_argument("--run", type=Path, default=Path("runs/heads"), help="checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="where manifest and weights go")
+    parser.add_argument("--run", type=Path, default=Path("runs/heads"), help="checkpoint, caches")
+    parser.add_argument("--model", default="mannequin-64")
+    parser.add_argument("--registry", action="append", type=Path, default=[], dest="registries")
+    parser.add_argument("--limit", type=int, help="use only so many images, videos or people")
+    parser.add_argument("--minutes", type=float, help="stop after so much training")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--mixed-precision", action="store_true")
+    parser.add_argument("--tensorboard", action="store_true")
     try:
-        manifest = Catalogue([BUILTIN_DIR, *options.registry]).model(options.model)
-        recipes = [HeadRecipe.load(path) for path in options.recipes]
-        labels = list(dict.fromkeys(recipe.label for recipe in recipes))
-        data = load_labelled_images(
-            options.data, labels, manifest.width, manifest.height, options.limit
-        )
-        trainer = HeadTrainer(BaseModel.load(manifest, options.device), recipes, data, options.run)
+        for path in train_heads(Options(**vars(parser.parse_args()))):
+            print(path)
     except (RegistryError, ValueError) as error:
         print(f"cannot train: {error}", file=sys.stderr)
         return 2
-    trainer.train()
-    metrics = trainer.evaluate()
-    for name, values in metrics.items():
-        print(name, values)
-    trainer.save(options.out, manifest.family, metrics)
     return 0
 
 

@@ -1,188 +1,227 @@
-"""The training loop: one pass of the frozen U-Net feeds every head that is being trained.
+"""The training loop of all heads: one pass of the frozen U-Net feeds every head in training.
 
-Section 3.2 and 4.2: latents of labelled images are noised to random timesteps, the U-Net sees
-them with the empty prompt, and each head learns to say the label from the features.
+Sections 3.2 and 4: latents of pictures are noised to random timesteps, the U-Net sees them with
+the empty prompt, and each head learns what the task wants of its readouts. Pictures of one example
+(a pair, a triplet) share the timestep, as they do when sampling is guided, and not the noise.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from heads_registry.base_model import BaseModel, Conditioning, Latents
-from heads_registry.features import decoder_taps
-from heads_registry.targets import label_targets
-from heads_registry.training.data import LabelledImages, Pictures
+from heads_registry.base_model import BaseModel
+from heads_registry.training.frozen import FrozenFeatures, cached_latents
+from heads_registry.training.progress import Cost, NoLog, TrainingLog
 from heads_registry.training.recipe import HeadRecipe
+from heads_registry.training.tasks import Examples, Readouts, Task
 from heads_registry.training.trainee import Trainee, save_head
 
 METRIC_FRACTIONS = tuple(round(tenth / 10, 1) for tenth in range(1, 10))
 """Fractions of the schedule at which held-out readouts are measured."""
 
+PICTURES_AT_ONCE = 64
+
 
 class HeadTrainer:
-    """Trains spatial heads of several recipes together on the same images.
+    """Trains heads of one or several recipes together on the same examples.
 
     Args:
         model: the frozen base model.
-        recipes: of one batch size, step count and seed, since they share the loop.
-        data: images and labels, in memory.
-        run: directory of the checkpoint; a run that was stopped goes on from it.
+        recipes: of one kind, batch size, step count and seed, since they share the loop.
+        task: the kind's data and loss.
+        run: directory of checkpoint and caches; a run that was stopped goes on from it.
+        minutes: stop after so much training, if that comes before `max_steps`; the learning rate
+            follows whichever is nearer. What a run then gives depends on the machine.
+        mixed_precision: run the heads in bfloat16 where torch's autocast finds it safe; their
+            weights and losses stay float32. The frozen model's dtype is its own.
+        log: told of losses and metrics.
     """
 
     def __init__(
         self,
         model: BaseModel,
         recipes: Sequence[HeadRecipe],
-        data: LabelledImages,
+        task: Task,
         run: Path,
-        validation: int = 256,
+        minutes: float | None = None,
+        mixed_precision: bool = False,
+        log: TrainingLog | None = None,
     ) -> None:
-        shared = {(recipe.batch_size, recipe.max_steps, recipe.seed) for recipe in recipes}
+        shared = {
+            (one.kind, one.batch_size, one.accumulation_steps, one.max_steps, one.seed)
+            for one in recipes
+        }
         if len(shared) != 1:
-            raise ValueError("heads trained together need one batch_size, max_steps and seed")
-        self.model, self.run_directory = model, run
-        ((self.batch_size, self.max_steps, seed),) = shared
-        train, held_out = data.split(min(validation, len(data) // 5 or 1))
-        self.train_labels, self.validation_labels = train.labels, held_out.labels
-        self.latents = encode_images(model, train.images)
-        self.validation_latents = encode_images(model, held_out.images)
-        self.empty_prompt = model.encode_prompts([""], train.images.shape[2], train.images.shape[3])
-        scheduler = model.ddim_scheduler(10)
-        self.alphas = scheduler.alphas_cumprod.to(model.device)
-        self.taps = decoder_taps(model.unet)
+            raise ValueError(
+                "heads trained together need one kind, batch_size, accumulation_steps, max_steps "
+                "and seed"
+            )
+        ((_, self.batch_size, self.parts, self.max_steps, seed),) = shared
+        self.model, self.task, self.run_directory, self.minutes = model, task, run, minutes
+        self.mixed_precision, self.log = mixed_precision, log or NoLog()
+        height, width = task.images.shape[2:]
+        self.frozen = FrozenFeatures(model, width, height)
+        self.latents = cached_latents(model, task.images, run)
         self.generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)
-        self.trainees = [Trainee.create(recipe, self.taps, model) for recipe in recipes]
-        self.step = 0
+        self.trainees = [Trainee.create(recipe, self.frozen.taps, model) for recipe in recipes]
+        self.step, self.cost = 0, Cost(model.device)
         self._resume()
 
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done: of the steps, or of the minutes if nearer."""
+        steps = self.step / self.max_steps
+        return max(steps, self.cost.seconds / 60 / self.minutes) if self.minutes else steps
+
     def train(self, checkpoint_every_s: float = 120.0) -> None:
-        """Run to the recipes' max_steps, checkpointing on the way."""
+        """Run to the recipes' max_steps or the minutes' end, checkpointing on the way."""
         saved = time.monotonic()
-        bar = tqdm(initial=self.step, total=self.max_steps, desc="heads", mininterval=5)
-        while self.step < self.max_steps:
-            losses = self._train_step()
-            self.step += 1
+        names = "+".join(trainee.recipe.name for trainee in self.trainees)
+        bar = tqdm(initial=self.step, total=self.max_steps, desc=names, mininterval=5)
+        while self.progress < 1:
+            with self.cost.timed():
+                losses = self.train_step()
             bar.update()
             if self.step % 50 == 0:
-                bar.set_postfix(
-                    {name: f"{float(loss):.4f}" for name, loss in losses.items()}, refresh=False
-                )
+                values = {name: float(loss) for name, loss in losses.items()}
+                self.log.losses(self.step, values)
+                bar.set_postfix({name: f"{loss:.4f}" for name, loss in values.items()}, False)
             if time.monotonic() - saved > checkpoint_every_s:
-                self._checkpoint()
+                self.checkpoint()
                 saved = time.monotonic()
         bar.close()
-        self._checkpoint()
+        self.checkpoint()
 
-    def _train_step(self) -> dict[str, Tensor]:
-        device = self.model.device
-        rows = torch.randint(len(self.latents), (self.batch_size,), generator=self.generator)
+    def train_step(self) -> dict[str, Tensor]:
+        """One step of every head; returns the losses, before it."""
+        device, count = self.model.device, self.batch_size
+        examples = self.task.draw(count, self.generator)
         timesteps = torch.randint(
-            1, len(self.alphas), (self.batch_size,), generator=self.generator
+            1, self.frozen.num_timesteps, (count,), generator=self.generator
         ).to(device)
-        noise = torch.randn(self.batch_size, *self.latents.shape[1:], generator=self.generator).to(
-            device
-        )
-        features, size = self._features(self.latents[rows].to(device), noise, timesteps)
-        losses = {}
+        noise = torch.randn(
+            *examples.rows.shape, *self.latents.shape[1:], generator=self.generator
+        ).to(device)
+        losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+        size = count // self.parts
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            heads = [trainee.head for trainee in self.trainees]
+            readouts = self._readouts(examples[part], timesteps[part], noise[part], heads)
+            for trainee, said in zip(self.trainees, readouts, strict=True):
+                loss = self.task.loss(trainee.recipe, said, examples[part]) / self.parts
+                loss.backward()
+                losses[trainee.recipe.name] += loss.detach()
+        progress = self.progress
         for trainee in self.trainees:
-            readout = trainee.head(features, self._embedding(trainee, timesteps), size)
-            target = self._targets(trainee, self.train_labels[trainee.recipe.label][rows], size)
-            loss = trainee.loss(readout, target)
-            trainee.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            trainee.optimizer.step()
-            trainee.schedule.step()
-            if trainee.average is not None:
-                trainee.average.update_parameters(trainee.head)
-            losses[trainee.recipe.name] = loss.detach()
+            trainee.step(progress)
+        self.step += 1
         return losses
 
-    @torch.no_grad()
-    def _features(
-        self, latents: Latents, noise: Latents, timesteps: Float[Tensor, " batch"]
-    ) -> tuple[list[Tensor], tuple[int, int]]:
-        """Features of the noised latents under the empty prompt, float32."""
-        alpha = self.alphas[timesteps][:, None, None, None]
-        noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        conditioning: Conditioning = self.empty_prompt[[0] * len(latents)]
-        with self.model.capture_features(tuple(self.taps)) as features:
-            self.model.denoise(noised, timesteps, conditioning)
-        return [feature.float() for feature in features], tuple(latents.shape[-2:])
+    def _readouts(
+        self, examples: Examples, timesteps: Tensor, noise: Tensor, heads: Sequence[torch.nn.Module]
+    ) -> Iterator[Readouts]:
+        """(batch, pictures, channels, h', w') of each head, from one pass of the U-Net."""
+        shape = examples.rows.shape
+        latents = self.latents[examples.rows.flatten()].to(self.model.device)
+        each = timesteps.repeat_interleave(shape[1])
+        noised = self.frozen.add_noise(latents, noise.flatten(0, 1), each)
+        features = self.frozen.features(noised, each)
+        size = (latents.shape[-2], latents.shape[-1])
+        for trainee, head in zip(self.trainees, heads, strict=True):
+            autocast = (
+                torch.autocast(self.model.device.type, torch.bfloat16)
+                if self.mixed_precision
+                else nullcontext()
+            )
+            with autocast:
+                readout = self.frozen.readout(head, trainee.recipe, features, each, size)
+            yield readout.unflatten(0, shape)
 
     @torch.no_grad()
-    def _embedding(self, trainee: Trainee, timesteps: Tensor) -> Tensor | None:
-        if trainee.recipe.timestep_convention == "none":
-            return None
-        return self.model.embed_timestep(timesteps.float()).float()
-
-    def _targets(self, trainee: Trainee, labels: Pictures, size: tuple[int, int]) -> Tensor:
-        recipe = trainee.recipe
-        scaled = (size[0] * recipe.output_scale, size[1] * recipe.output_scale)
-        return label_targets(
-            labels.to(self.model.device), scaled, recipe.value_range, recipe.target_resampling
-        )
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Root mean squared error of held-out readouts by fraction of the schedule.
-
-        In units of the value range (0 black, 1 white), with `baseline`, the error of always
-        saying the mean label of the training images.
-        """
-        result: dict[str, dict[str, float]] = {trainee.recipe.name: {} for trainee in self.trainees}
+    def evaluate(self, fractions: Sequence[float] = METRIC_FRACTIONS) -> dict[str, dict[str, Any]]:
+        """Metrics of held-out examples by fraction of the schedule: head → `name_t0.1` → value."""
+        result: dict[str, dict[str, Any]] = {one.recipe.name: {} for one in self.trainees}
+        rows = self.task.validation.rows
         generator = torch.Generator().manual_seed(1)
-        noise = torch.randn(self.validation_latents.shape, generator=generator)
-        for fraction in METRIC_FRACTIONS:
-            sums = {trainee.recipe.name: 0.0 for trainee in self.trainees}
-            for start in range(0, len(noise), 32):
-                part = slice(start, start + 32)
-                latents = self.validation_latents[part].to(self.model.device)
-                timesteps = torch.full(
-                    (len(latents),), round(fraction * len(self.alphas)), device=latents.device
-                )
-                features, size = self._features(latents, noise[part].to(latents), timesteps)
-                for trainee in self.trainees:
-                    labels = self.validation_labels[trainee.recipe.label][part]
-                    target = self._targets(trainee, labels, size)
-                    readout = trainee.trained(features, self._embedding(trainee, timesteps), size)
-                    error = (readout - target).square().mean(dim=(1, 2, 3))
-                    sums[trainee.recipe.name] += float(error.sum())
-            for trainee in self.trainees:
-                low, high = trainee.recipe.value_range
-                mean = sums[trainee.recipe.name] / len(noise)
-                result[trainee.recipe.name][f"rmse_t{fraction}"] = mean**0.5 / (high - low)
-        for trainee in self.trainees:
-            result[trainee.recipe.name]["rmse_baseline"] = self._baseline(trainee)
-        return {
-            name: {key: round(value, 4) for key, value in metrics.items()}
-            for name, metrics in result.items()
+        noise = torch.randn(*rows.shape, *self.latents.shape[1:], generator=generator)
+        for fraction in fractions:
+            for trainee, measured in zip(
+                self.trainees, self._measure(fraction, noise), strict=True
+            ):
+                for name, value in self.task.summarise(trainee.recipe, measured).items():
+                    result[trainee.recipe.name][f"{name}_t{fraction}"] = round(value, 4)
+        return {name: self._tidy(metrics) for name, metrics in result.items()}
+
+    def _measure(self, fraction: float, noise: Tensor) -> list[dict[str, np.ndarray]]:
+        examples = self.task.validation
+        size = max(1, PICTURES_AT_ONCE // examples.rows.shape[1])
+        columns: list[dict[str, list[np.ndarray]]] = [defaultdict(list) for _ in self.trainees]
+        heads = [trainee.trained for trainee in self.trainees]
+        for start in range(0, len(examples), size):
+            part = slice(start, start + size)
+            count = len(examples[part])
+            timestep = round(fraction * self.frozen.num_timesteps)
+            timesteps = torch.full((count,), timestep, device=self.model.device)
+            said = self._readouts(
+                examples[part], timesteps, noise[part].to(self.model.device), heads
+            )
+            for trainee, column, readouts in zip(self.trainees, columns, said, strict=True):
+                for name, values in self.task.measure(
+                    trainee.recipe, readouts, examples[part]
+                ).items():
+                    column[name].append(values.float().cpu().numpy())
+        return [
+            {name: np.concatenate(values) for name, values in column.items()} for column in columns
+        ]
+
+    @staticmethod
+    def _tidy(metrics: dict[str, Any]) -> dict[str, Any]:
+        """The baseline is the same at all timesteps: once is enough."""
+        baselines = [name for name in metrics if name.startswith("baseline_")]
+        kept = {name: value for name, value in metrics.items() if name not in baselines}
+        return kept | ({"rmse_baseline": metrics[baselines[0]]} if baselines else {})
+
+    def save(self, directory: Path, family: str, metrics: dict[str, dict[str, Any]]) -> list[Path]:
+        """Write fp16 safetensors and manifests that the service serves at once.
+
+        The manifest's metrics end with what the training really took (`training`).
+        """
+        cost = {
+            "examples": self.task.examples,
+            "validation_examples": len(self.task.validation),
+            "steps": self.step,
+            "batch_size": self.batch_size,
+            "heads_trained_together": len(self.trainees),
+            **self.cost.summary(),
         }
+        return [
+            save_head(
+                directory,
+                family,
+                trainee,
+                self.frozen.taps,
+                metrics[trainee.recipe.name] | {"training": cost},
+            )
+            for trainee in self.trainees
+        ]
 
-    def _baseline(self, trainee: Trainee) -> float:
-        h, w = self.latents.shape[-2:]
-        size = (h, w)
-        mean = self._targets(trainee, self.train_labels[trainee.recipe.label][:2000], size).mean(0)
-        target = self._targets(trainee, self.validation_labels[trainee.recipe.label], size)
-        low, high = trainee.recipe.value_range
-        return float((target - mean).square().mean().sqrt()) / (high - low)
-
-    def save(self, directory: Path, family: str, metrics: dict[str, dict[str, float]]) -> None:
-        """Write fp16 safetensors and manifests that the service serves at once."""
-        for trainee in self.trainees:
-            save_head(directory, family, trainee, self.taps, metrics[trainee.recipe.name])
-
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
+        """Write what a stopped training needs to go on."""
         self.run_directory.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
+            "seconds": self.cost.seconds,
             "generator": self.generator.get_state(),
             "recipes": [trainee.recipe.hash for trainee in self.trainees],
             "trainees": [trainee.state_dict() for trainee in self.trainees],
@@ -198,16 +237,7 @@ class HeadTrainer:
         state = torch.load(path, map_location=self.model.device, weights_only=True)
         if state["recipes"] != [trainee.recipe.hash for trainee in self.trainees]:
             raise ValueError(f"{path} is of other recipes; choose another run directory")
-        self.step = state["step"]
+        self.step, self.cost.seconds = state["step"], state["seconds"]
         self.generator.set_state(state["generator"].cpu())
         for trainee, saved in zip(self.trainees, state["trainees"], strict=True):
             trainee.load_state_dict(saved)
-
-
-def encode_images(model: BaseModel, images: Pictures, batch_size: int = 32) -> Latents:
-    """Latents of all images, once, on the CPU: the posterior's mean."""
-    parts = [
-        model.encode(images[start : start + batch_size].float() / 127.5 - 1).cpu()
-        for start in range(0, len(images), batch_size)
-    ]
-    return torch.cat(parts)

@@ -1,14 +1,29 @@
-"""Losses of the spatial heads; pure functions of a readout and its target."""
+"""Losses of all kinds of heads; pure functions of readouts and what they should be.
+
+Spatial heads say an image (section 4.2). Relative heads say a feature map, and the loss is on
+comparisons between the maps of several pictures (section 4.3).
+"""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from heads_registry.networks import Readout
 
 NULL_TOLERANCE = 2 / 255
 """How far above black, as a fraction of the value range, a pixel still counts as null."""
+
+TEMPERATURE = 0.07
+"""Of the correspondence head's softmax; the authors' logit scale is 1/0.07."""
+
+MARGIN = 0.5
+"""Of the triplets' hinge."""
+
+Indices = Int[Tensor, "batch points"]
+Distance = Float[Tensor, " batch"]
 
 
 def mse(readout: Readout, target: Readout) -> Float[Tensor, ""]:
@@ -35,3 +50,68 @@ def balanced_mse(
     present = parts[0][1] + parts[1][1]
     loss: Tensor = (parts[0][0] + parts[1][0]) / present.clamp(min=1)
     return loss
+
+
+def correspondence_loss(
+    source: Readout,
+    target: Readout,
+    source_cells: Indices,
+    target_cells: Indices,
+    valid: Bool[Tensor, "batch points"],
+    temperature: float = TEMPERATURE,
+) -> Float[Tensor, ""]:
+    """Symmetric cross-entropy of matched points over cosine similarities (section 4.3).
+
+    Each labelled point of one map is a query, every cell of the other map a class, and the logits
+    are cosines / temperature. Only the queries' rows of the (cells × cells) similarity matrix are
+    computed, which gives the same numbers as gathering them from the whole matrix.
+
+    Args:
+        source, target: feature maps of the two pictures of each pair, of one shape.
+        source_cells, target_cells: the matched cells, y · w + x.
+        valid: which of the points count; pairs have different numbers of them.
+        temperature: of the softmax.
+
+    Returns:
+        The mean over a pair's points and both directions, then over the pairs that have points;
+        0 where none has.
+    """
+    first = F.normalize(source.flatten(2), dim=1)
+    second = F.normalize(target.flatten(2), dim=1)
+    forth = _point_entropy(first, second, source_cells, target_cells, temperature)
+    back = _point_entropy(second, first, target_cells, source_cells, temperature)
+    weight = valid.to(forth.dtype)
+    points = weight.sum(dim=1)
+    pairs = ((forth + back) / 2 * weight).sum(dim=1) / points.clamp(min=1)
+    return pairs.sum() / (points > 0).sum().clamp(min=1)
+
+
+def _point_entropy(
+    queries: Float[Tensor, "batch channels cells"],
+    keys: Float[Tensor, "batch channels cells"],
+    query_cells: Indices,
+    key_cells: Indices,
+    temperature: float,
+) -> Float[Tensor, "batch points"]:
+    index = query_cells[:, None].expand(-1, queries.shape[1], -1)
+    rows = torch.gather(queries, 2, index)
+    logits = torch.einsum("bcp,bcn->bpn", rows, keys) / temperature
+    return F.cross_entropy(logits.flatten(0, 1), key_cells.flatten(), reduction="none").view_as(
+        key_cells
+    )
+
+
+def appearance_distance(first: Readout, second: Readout) -> Distance:
+    """1 - cosine similarity at every pixel, pooled over the pixels: 0 alike, 2 opposite."""
+    return (1 - F.cosine_similarity(first, second, dim=1)).mean(dim=(1, 2))
+
+
+def triplet_hinge(
+    anchor: Readout, positive: Readout, negative: Readout, margin: float = MARGIN
+) -> Float[Tensor, ""]:
+    """max(0, margin + d(anchor, positive) - d(anchor, negative)), mean over the batch (4.3).
+
+    The authors' code sums over a batch that is always one triplet.
+    """
+    difference = appearance_distance(anchor, positive) - appearance_distance(anchor, negative)
+    return (margin + difference).clamp(min=0).mean()

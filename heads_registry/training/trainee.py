@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import yaml
-from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heads_registry.base_model import BaseModel
 from heads_registry.loading import sha256_of
 from heads_registry.networks import ReadoutHead
-from heads_registry.training.losses import balanced_mse, mse
 from heads_registry.training.recipe import HeadRecipe
+
+WARM_UP = 0.05
+"""Share of the training in which the learning rate rises."""
+
+
+def learning_rate_factor(schedule: str, progress: float) -> float:
+    """Learning rate ÷ its peak, at a share of the training: 1, or up linearly and down a cosine."""
+    if schedule == "constant":
+        return 1.0
+    if progress < WARM_UP:
+        return 0.04 + 0.96 * progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
 
 
 @dataclass
@@ -28,42 +39,47 @@ class Trainee:
     head: ReadoutHead
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
 
     @property
     def trained(self) -> ReadoutHead:
         """The weights to keep: their moving average where there is one."""
         return self.average.module if self.average is not None else self.head
 
-    def loss(self, readout: Tensor, target: Tensor) -> Float[Tensor, ""]:
-        """The recipe's loss."""
-        if self.recipe.loss == "mse":
-            return mse(readout, target)
-        return balanced_mse(readout, target, self.recipe.value_range)
-
     @classmethod
     def create(cls, recipe: HeadRecipe, taps: dict[str, int], model: BaseModel) -> Self:
-        """An untrained head for a model's taps (module path → channels), on the model's device."""
-        head = ReadoutHead(
-            feature_channels=tuple(taps.values()),
-            projection_channels=recipe.projection_channels,
-            time_embedding_channels=model.unet.time_embedding.linear_2.out_features,
-            num_norm_groups=recipe.num_norm_groups,
-            output_channels=recipe.output_channels,
-            output_scale=recipe.output_scale,
-        ).to(model.device)
+        """An untrained head for a model's taps (module path → channels), on the model's device.
+
+        Its weights depend on the recipe's seed alone; the global generators stay as they were.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            head = ReadoutHead(
+                feature_channels=tuple(taps.values()),
+                projection_channels=recipe.projection_channels,
+                time_embedding_channels=model.unet.time_embedding.linear_2.out_features,
+                num_norm_groups=recipe.num_norm_groups,
+                output_channels=recipe.output_channels if recipe.kind == "spatial" else None,
+                output_scale=recipe.output_scale,
+            ).to(model.device)
         average = (
             AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
             if recipe.ema_decay
             else None
         )
-        optimizer = torch.optim.AdamW(
+        optimizer = optimizer_class(recipe, model.device)(
             head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=recipe.max_steps, pct_start=0.05
-        )
-        return cls(recipe, head, average, optimizer, schedule)
+        return cls(recipe, head, average, optimizer)
+
+    def step(self, progress: float) -> None:
+        """Apply the gradients, at the learning rate of that share of the training."""
+        factor = learning_rate_factor(self.recipe.schedule, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.head)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a stopped training needs to go on."""
@@ -71,7 +87,6 @@ class Trainee:
             "head": self.head.state_dict(),
             "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -80,7 +95,19 @@ class Trainee:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+
+
+def optimizer_class(
+    recipe: HeadRecipe, device: torch.device
+) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW, or bitsandbytes' 8-bit one where the recipe asks for it, it is there, and on a GPU."""
+    if recipe.optimizer == "adamw8bit" and device.type == "cuda":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            return torch.optim.AdamW
+        return AdamW8bit
+    return torch.optim.AdamW
 
 
 def save_head(
@@ -88,7 +115,7 @@ def save_head(
     family: str,
     trainee: Trainee,
     taps: dict[str, int],
-    metrics: dict[str, float],
+    metrics: dict[str, Any],
 ) -> Path:
     """Save one head as fp16 safetensors and its manifest; returns the manifest path."""
     recipe = trainee.recipe
@@ -99,12 +126,18 @@ def save_head(
         for name, tensor in trainee.trained.state_dict().items()
     }
     save_file(state, weights)
+    spatial = {
+        "signal": recipe.signal,
+        "output_channels": recipe.output_channels,
+        "output_scale": recipe.output_scale,
+        "value_range": list(recipe.value_range),
+        "target_resampling": recipe.target_resampling,
+    }
     manifest = {
         "name": recipe.name,
         "title": recipe.title,
         "description": recipe.description,
         "kind": recipe.kind,
-        "signal": recipe.signal,
         "base_model": family,
         "weights": weights.name,
         "sha256": sha256_of(weights),
@@ -113,14 +146,12 @@ def save_head(
         "projection_channels": recipe.projection_channels,
         "num_norm_groups": recipe.num_norm_groups,
         "time_embedding_channels": trainee.head.time_embedding_channels,
-        "output_channels": recipe.output_channels,
-        "output_scale": recipe.output_scale,
-        "value_range": list(recipe.value_range),
-        "target_resampling": recipe.target_resampling,
+        **(spatial if recipe.kind == "spatial" else {}),
         "timestep_convention": recipe.timestep_convention,
         "update_scale": recipe.update_scale,
+        "defaults": recipe.defaults.model_dump(mode="json", exclude_none=True),
         "licence": recipe.licence,
-        "source": "python -m heads_registry.training",
+        "source": "readout train head",
         "recipe_hash": recipe.hash,
         "metrics": metrics,
     }

@@ -15,6 +15,7 @@ from heads_registry.training.data import DataError, load_labelled_images
 from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.losses import balanced_mse, mse
 from heads_registry.training.recipe import HeadRecipe
+from heads_registry.training.tasks import SpatialTask
 
 RECIPES = Path(__file__).parents[2] / "heads_registry" / "training" / "recipes"
 
@@ -62,7 +63,7 @@ def test_a_head_is_trained_saved_and_served(
     model = BaseModel.load(manifest)
     data = load_labelled_images(folder, ["pose"], 32, 32)
     recipes = [recipe("mine", ema_decay=0.5), recipe("other", loss="mse", output_scale=2)]
-    trainer = HeadTrainer(model, recipes, data, tmp_path / "run", validation=2)
+    trainer = HeadTrainer(model, recipes, SpatialTask(data, held_out=2), tmp_path / "run")
     trainer.train()
     metrics = trainer.evaluate()
     assert set(metrics) == {"mine", "other"}
@@ -81,22 +82,23 @@ def test_a_stopped_training_goes_on_where_it_was(
     data = load_labelled_images(folder, ["pose"], 32, 32)
 
     def trainer(run: str) -> HeadTrainer:
-        return HeadTrainer(model, [recipe(ema_decay=0.9)], data, tmp_path / run, validation=2)
+        return HeadTrainer(
+            model, [recipe(ema_decay=0.9)], SpatialTask(data, held_out=2), tmp_path / run
+        )
 
     whole = trainer("whole")
     whole.train()
     first = trainer("parts")
     for _ in range(2):
-        first._train_step()
-        first.step += 1
-    first._checkpoint()
+        first.train_step()
+    first.checkpoint()
     second = trainer("parts")
     assert second.step == 2
     second.train()
     for name, tensor in whole.trainees[0].trained.state_dict().items():
         torch.testing.assert_close(second.trainees[0].trained.state_dict()[name], tensor)
     with pytest.raises(ValueError, match="other recipes"):
-        HeadTrainer(model, [recipe("x")], data, tmp_path / "parts", validation=2)
+        HeadTrainer(model, [recipe("x")], SpatialTask(data), tmp_path / "parts")
 
 
 def test_both_regions_of_a_sparse_label_weigh_equally() -> None:

@@ -1,0 +1,308 @@
+"""What is different between the kinds of heads: the examples they draw, their loss, their measure.
+
+A task holds pictures, and draws examples: rows of pictures that belong together (one of a spatial
+head, a pair of frames, an anchor with a positive and a negative). The loop does the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from heads_registry.targets import label_targets
+from heads_registry.training.data import LabelledImages, Pictures
+from heads_registry.training.groups import SHARED_POINTS, Grouped
+from heads_registry.training.losses import (
+    appearance_distance,
+    balanced_mse,
+    correspondence_loss,
+    mse,
+    triplet_hinge,
+)
+from heads_registry.training.measures import pair_pck, same_different_accuracy
+from heads_registry.training.recipe import HeadRecipe
+
+Readouts = Float[Tensor, "batch pictures channels height width"]
+Measured = dict[str, Float[Tensor, " batch"]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch: which pictures, and for pairs which points match (fractions of the picture)."""
+
+    rows: Int[Tensor, "batch pictures"]
+    points: Float[Tensor, "batch points 2 2"] | None = None
+    valid: Bool[Tensor, "batch points"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> Examples:
+        return Examples(
+            self.rows[part],
+            None if self.points is None else self.points[part],
+            None if self.valid is None else self.valid[part],
+        )
+
+
+class Task(Protocol):
+    """Data and loss of one kind of head."""
+
+    images: Pictures
+    validation: Examples
+    examples: int
+
+    def draw(self, count: int, generator: torch.Generator) -> Examples:
+        """A batch of training examples."""
+
+    def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
+        """The scalar to minimise."""
+
+    def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
+        """Numbers of every example, for `summarise`."""
+
+    def summarise(self, recipe: HeadRecipe, measured: dict[str, np.ndarray]) -> dict[str, float]:
+        """Measures of all validation examples → metrics."""
+
+
+@dataclass
+class SpatialTask:
+    """Images and label images (section 4.2); the last ones are held out."""
+
+    data: LabelledImages
+    held_out: int = 256
+    images: Pictures = field(init=False)
+    validation: Examples = field(init=False)
+    examples: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.data)
+        held_out = min(self.held_out, count // 5 or 1)
+        if count - held_out < 1:
+            raise ValueError("one image is not enough: one of them is held out")
+        self.examples = count - held_out
+        self.images = self.data.images
+        self.validation = Examples(torch.arange(self.examples, count)[:, None])
+
+    def draw(self, count: int, generator: torch.Generator) -> Examples:
+        """Images at random."""
+        return Examples(torch.randint(self.examples, (count, 1), generator=generator))
+
+    def targets(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
+        """The labels as readouts should say them."""
+        assert recipe.label is not None
+        labels = self.data.labels[recipe.label][examples.rows[:, 0]].to(readouts.device)
+        size = (readouts.shape[-2], readouts.shape[-1])
+        return label_targets(labels, size, recipe.value_range, recipe.target_resampling)
+
+    def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
+        """The recipe's loss of readout and label."""
+        target = self.targets(recipe, readouts, examples)
+        if recipe.loss == "mse":
+            return mse(readouts[:, 0], target)
+        return balanced_mse(readouts[:, 0], target, recipe.value_range)
+
+    def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
+        """Squared error, and that of always saying the mean training label."""
+        target = self.targets(recipe, readouts, examples)
+        some = Examples(torch.arange(min(2000, self.examples))[:, None])
+        mean = self.targets(recipe, readouts[:1], some).mean(dim=0)
+        low, high = recipe.value_range
+        return {
+            "rmse": _squares(readouts[:, 0] - target) / (high - low) ** 2,
+            "baseline": _squares(mean - target) / (high - low) ** 2,
+        }
+
+    def summarise(self, recipe: HeadRecipe, measured: dict[str, np.ndarray]) -> dict[str, float]:
+        """Root mean squared errors, in units of the value range (0 black, 1 white)."""
+        return {name: float(values.mean()) ** 0.5 for name, values in measured.items()}
+
+
+@dataclass
+class CorrespondenceTask:
+    """Pairs of frames and the points that both show (section 4.3); the last videos are held out."""
+
+    videos: Grouped
+    points: int = 128
+    held_out: int = 64
+    pairs_each: int = 4
+    images: Pictures = field(init=False)
+    validation: Examples = field(init=False)
+    examples: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.images = self.videos.images
+        self.examples = _training_groups(self.videos, self.held_out)
+        self._pairs = [_pairs(tracks) for tracks in self.videos.tracks]
+        held_out = torch.arange(self.examples, len(self.videos)).repeat_interleave(self.pairs_each)
+        self.validation = self._examples(held_out, torch.Generator().manual_seed(1))
+
+    def draw(self, count: int, generator: torch.Generator) -> Examples:
+        """Videos at random, two frames of each, and points that both show."""
+        return self._examples(
+            torch.randint(self.examples, (count,), generator=generator), generator
+        )
+
+    def _examples(self, videos: Int[Tensor, " batch"], generator: torch.Generator) -> Examples:
+        rows = torch.zeros(len(videos), 2, dtype=torch.long)
+        points = torch.zeros(len(videos), self.points, 2, 2)
+        valid = torch.zeros(len(videos), self.points, dtype=torch.bool)
+        for index, video in enumerate(videos.tolist()):
+            pairs = self._pairs[video]
+            frames = pairs[int(torch.randint(len(pairs), (1,), generator=generator))]
+            frames = frames[torch.randperm(2, generator=generator)]
+            rows[index] = torch.tensor(self.videos.groups[video])[frames]
+            tracks = self.videos.tracks[video][:, frames]
+            shared = torch.nonzero((tracks[..., 2] > 0.5).all(dim=1))[:, 0]
+            chosen = shared[torch.randperm(len(shared), generator=generator)[: self.points]]
+            points[index, : len(chosen)] = tracks[chosen, :, :2]
+            valid[index, : len(chosen)] = True
+        return Examples(rows, points, valid)
+
+    def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
+        """Symmetric cross-entropy of the matched points."""
+        assert examples.points is not None
+        assert examples.valid is not None
+        cells = point_cells(examples.points.to(readouts), *readouts.shape[-2:])
+        valid = examples.valid.to(readouts.device)
+        return correspondence_loss(
+            readouts[:, 0], readouts[:, 1], cells[..., 0], cells[..., 1], valid, recipe.temperature
+        )
+
+    def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
+        """PCK@0.1 of each pair."""
+        assert examples.points is not None
+        assert examples.valid is not None
+        share = pair_pck(
+            readouts[:, 0], readouts[:, 1], examples.points, examples.valid.to(readouts.device)
+        )
+        return {"pck@0.1": 100 * share}
+
+    def summarise(self, recipe: HeadRecipe, measured: dict[str, np.ndarray]) -> dict[str, float]:
+        """Mean over the pairs, per cent."""
+        return {name: float(values.mean()) for name, values in measured.items()}
+
+
+@dataclass
+class TripletTask:
+    """Anchor, positive (same video or person) and negative (sections 4.3, 9.1).
+
+    Negatives are the anchors edited by the base model; a share of `others` are pictures of other
+    groups instead, of the same look where the data name looks.
+
+    Args:
+        data: the pictures and their groups.
+        anchors, negatives: rows that have an edit, and the edits.
+        others: share of the examples with another group's picture.
+        held_out: groups that are held out, at most; whole looks are.
+        identity: measure same/different answers, too.
+    """
+
+    data: Grouped
+    anchors: list[int]
+    negatives: Pictures
+    others: float = 0.0
+    held_out: int = 64
+    identity: bool = False
+    images: Pictures = field(init=False)
+    validation: Examples = field(init=False)
+    examples: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.images = torch.cat([self.data.images, self.negatives])
+        edits = {row: len(self.data.images) + index for index, row in enumerate(self.anchors)}
+        self._anchors = [
+            [(row, edits[row]) for row in group if row in edits] for group in self.data.groups
+        ]
+        self.examples = _training_groups(self.data, self.held_out)
+        generator = torch.Generator().manual_seed(1)
+        rows = []
+        for group in range(self.examples, len(self.data)):
+            for anchor, edit in self._anchors[group]:
+                positive = self._positive(group, anchor, generator)
+                rows.append([anchor, positive, edit, self._other(group, False, generator)])
+        self.validation = Examples(torch.tensor(rows))
+
+    def draw(self, count: int, generator: torch.Generator) -> Examples:
+        """Groups at random, and a triplet of each."""
+        rows = []
+        for group in torch.randint(self.examples, (count,), generator=generator).tolist():
+            anchor, negative = _one(self._anchors[group], generator)
+            if self.others and float(torch.rand(1, generator=generator)) < self.others:
+                negative = self._other(group, True, generator)
+            rows.append([anchor, self._positive(group, anchor, generator), negative])
+        return Examples(torch.tensor(rows))
+
+    def _positive(self, group: int, anchor: int, generator: torch.Generator) -> int:
+        rest = [row for row in self.data.groups[group] if row != anchor]
+        return _one(rest, generator)
+
+    def _other(self, group: int, training: bool, generator: torch.Generator) -> int:
+        part = range(self.examples) if training else range(self.examples, len(self.data))
+        others = [other for other in part if other != group]
+        looks = self.data.looks
+        alike = [other for other in others if looks and looks[other] == looks[group]]
+        return _one(self.data.groups[_one(alike or others or [group], generator)], generator)
+
+    def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
+        """Hinge of the two distances."""
+        return triplet_hinge(readouts[:, 0], readouts[:, 1], readouts[:, 2], recipe.margin)
+
+    def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
+        """Distances of the anchor to the positive, to its edit and to another group's picture."""
+        names = ("positive", "edit", "other")
+        return {
+            name: appearance_distance(readouts[:, 0], readouts[:, index])
+            for index, name in enumerate(names, 1)
+        }
+
+    def summarise(self, recipe: HeadRecipe, measured: dict[str, np.ndarray]) -> dict[str, float]:
+        """How often the positive is nearer than the edit, and than another group's picture."""
+        positive, edit, other = (measured[name] for name in ("positive", "edit", "other"))
+        metrics = {
+            "triplet_accuracy": float((positive < edit).mean()),
+            "other_accuracy": float((positive < other).mean()),
+        }
+        if self.identity:
+            metrics["same_different_accuracy"] = same_different_accuracy(positive, other)
+        return metrics
+
+
+def point_cells(points: Tensor, height: int, width: int) -> Tensor:
+    """Fractions of the picture (…, [x, y]) → indices y · w + x of the cells that hold them."""
+    column = (points[..., 0] * width).long().clamp(0, width - 1)
+    line = (points[..., 1] * height).long().clamp(0, height - 1)
+    return line * width + column
+
+
+def _squares(difference: Tensor) -> Tensor:
+    return difference.square().mean(dim=(1, 2, 3))
+
+
+def _one(values: list, generator: torch.Generator):
+    return values[int(torch.randint(len(values), (1,), generator=generator))]
+
+
+def _pairs(tracks: Float[Tensor, "points frames 3"]) -> Int[Tensor, "pairs 2"]:
+    seen = (tracks[..., 2] > 0.5).float()
+    shared = (seen.T @ seen) >= SHARED_POINTS
+    return torch.nonzero(shared.triu(diagonal=1))
+
+
+def _training_groups(data: Grouped, held_out: int) -> int:
+    """How many of the groups, from the first on, are trained on; looks are not divided."""
+    count = len(data)
+    first = count - min(held_out, count // 5 or 1)
+    while data.looks and 0 < first < count and data.looks[first - 1] == data.looks[first]:
+        first -= 1
+    if first < 1:
+        raise ValueError(
+            f"{count} groups (videos, people) are not enough: some are held out, and looks are "
+            "not divided"
+        )
+    return first
