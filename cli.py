@@ -6,6 +6,9 @@ piece · 3 the service refused the request · 4 the service cannot be reached ·
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -13,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from heads_registry.manifest import Catalogue
+    from jobs.api_keys import ApiKeyStore
     from jobs.settings import CoreSettings
 
     S = TypeVar("S", bound=CoreSettings)
@@ -25,9 +29,12 @@ app = typer.Typer(
 )
 heads_app = typer.Typer(help="Readout heads that are installed.", no_args_is_help=True)
 models_app = typer.Typer(help="Base models that are installed.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys: who may call the service.", no_args_is_help=True)
 app.add_typer(heads_app, name="heads")
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 
+DEFAULT_DATA_DIR = Path(".readout")
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -45,7 +52,7 @@ def _fail(message: object, code: int) -> typer.Exit:
 def up(
     data_dir: Annotated[
         Path, typer.Option(help="Everything that is kept: queue, results, secrets, logs.")
-    ] = Path(".readout"),
+    ] = DEFAULT_DATA_DIR,
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0: a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes.")] = 1,
     redis_port: Annotated[
@@ -96,17 +103,20 @@ def gateway(
     from heads_registry.manifest import RegistryError
     from jobs.logs import configure_logging
     from service.app import create_app
+    from service.auth import Exposed, check_exposure
     from service.settings import GatewaySettings
 
     settings = _settings(GatewaySettings)
     configure_logging(settings.log_format)
+    host = host or settings.host
     try:
+        check_exposure(settings, host)
         application = create_app(settings)
-    except RegistryError as error:
+    except (Exposed, RegistryError) as error:
         raise _fail(error, 2) from None
     uvicorn.run(
         application,
-        host=host or settings.host,
+        host=host,
         port=settings.port if port is None else port,
         log_config=None,
         access_log=False,
@@ -168,6 +178,10 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of the pictures.")] = Path("out/generate"),
     url: Annotated[str, typer.Option(envvar="READOUT_URL", help="The service.")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="READOUT_API_KEY", show_envvar=True, help="Better in the environment."),
+    ] = None,
 ) -> None:
     """Generate pictures through a running service; Ctrl-C cancels the generation."""
     from client.errors import BadArgument, ClientError, Refused, Unreachable
@@ -181,7 +195,7 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
     }
-    job = Job(prompt, url, out, tuple(control or ()), tuple(keypoints or ()), parameters)
+    job = Job(prompt, url, out, tuple(control or ()), tuple(keypoints or ()), parameters, api_key)
     exit_codes = {BadArgument: 2, Refused: 3, Unreachable: 4}
     try:
         for path in generate(job):
@@ -230,6 +244,77 @@ def models_list() -> None:
     """Print name, family and title of every installed model."""
     for model in _catalogue().models.values():
         typer.echo(f"{model.name:<24} {model.family:<20} {model.title}")
+
+
+DataDirOption = Annotated[
+    Path, typer.Option(help="Of a running `readout up`; REDIS_URL, where set, comes first.")
+]
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="For people: the program that will use it.")],
+    owner: Annotated[
+        str | None,
+        typer.Option(help="Whose jobs it sees, to replace a key; default: an owner of its own."),
+    ] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+) -> None:
+    """Make a key and print it, now and never again: only a hash of it is kept."""
+    with _api_keys(data_dir) as keys:
+        try:
+            key, token = keys.create(name, owner)
+        except ValueError as error:
+            raise _fail(error, 2) from None
+    typer.echo(f"key {key.id} of owner {key.owner}; it is not shown again:", err=True)
+    typer.echo(token.get_secret_value())
+
+
+@keys_app.command("list")
+def keys_list(data_dir: DataDirOption = DEFAULT_DATA_DIR) -> None:
+    """Print id, owner, date and name of every key."""
+    with _api_keys(data_dir) as keys:
+        for key in keys.list():
+            state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "valid"
+            typer.echo(f"{key.id}  {key.owner:<16}  {key.created_at:%Y-%m-%d}  {state}  {key.name}")
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="See `readout keys list`.")],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+) -> None:
+    """Refuse a key from now on; jobs that it made go on."""
+    with _api_keys(data_dir) as keys:
+        keys.revoke(key_id)
+
+
+@contextmanager
+def _api_keys(data_dir: Path) -> Iterator[ApiKeyStore]:
+    """The keys where the environment says, or where a running `readout up` keeps them."""
+    from pydantic import SecretStr
+
+    from jobs.api_keys import ApiKeyStore
+    from jobs.connection import connect
+    from jobs.errors import JobsError
+    from jobs.settings import CoreSettings
+    from stack.datadir import running_redis
+    from stack.up import EXTERNAL_REDIS
+
+    settings = _settings(CoreSettings)
+    if not any(os.environ.get(name) for name in EXTERNAL_REDIS):
+        url = running_redis(data_dir)
+        if url is None:
+            hint = "set REDIS_URL, or name the --data-dir of a running `readout up`"
+            raise _fail(f"no Redis is known: {hint}", 2)
+        settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+    client = connect(settings)
+    try:
+        yield ApiKeyStore(client, settings)
+    except JobsError as error:
+        raise _fail(error, 1) from None
+    finally:
+        client.close()
 
 
 @app.command()

@@ -30,6 +30,7 @@ class Job:
     """``pose.json`` or ``pose.json:weight``, for the pose head."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request, such as seed; None is left out."""
+    api_key: str | None = field(default=None, repr=False)
 
 
 def generate(job: Job) -> list[Path]:
@@ -39,7 +40,7 @@ def generate(job: Job) -> list[Path]:
         ClientError: see client/errors.py.
         KeyboardInterrupt: after the generation was canceled.
     """
-    with ReadoutClient(job.url) as client, _progress() as progress:
+    with ReadoutClient(job.url, job.api_key) as client, _progress() as progress:
         task = progress.add_task("uploading", total=None, steps="")
         request = build_request(job, client)
         generation = client.create(request)

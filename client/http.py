@@ -27,9 +27,18 @@ class ReadoutClient:
     nobody knows whether the first one arrived.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0, patience_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        patience_s: float = 30.0,
+    ) -> None:
+        """`api_key` goes to the service alone, never to the storage behind presigned URLs."""
         self.url = url.rstrip("/")
         self._patience_s = patience_s
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
 
     def __enter__(self) -> ReadoutClient:
@@ -52,9 +61,18 @@ class ReadoutClient:
         content = image.read_bytes() if isinstance(image, Path) else image
         return self._json(self._send("POST", "/v1/uploads", files={"file": (name, content)}))
 
-    def create(self, request: Mapping[str, Any]) -> Generation:
-        """Ask for a generation; it is queued or already running in the answer."""
-        return self._json(self._send("POST", "/v1/generations", json=dict(request)))
+    def create(
+        self, request: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> Generation:
+        """Ask for a generation; it is queued or already running in the answer.
+
+        Args:
+            request: see docs/api.md.
+            idempotency_key: any text of yours; sent again with it, the request makes nothing new.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        answer = self._send("POST", "/v1/generations", json=dict(request), headers=headers)
+        return self._json(answer)
 
     def get(self, generation_id: str) -> Generation:
         """A generation as it is now."""
@@ -130,7 +148,8 @@ class ReadoutClient:
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            response = self._http.request(method, path, **options)
+            headers = options.pop("headers", {}) | (self._headers if path[0] == "/" else {})
+            response = self._http.request(method, path, headers=headers, **options)
         except httpx.HTTPError as error:
             where = path if path.startswith("http") else self.url
             raise Unreachable(f"no answer from {_origin(where)}: {error}") from error

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
@@ -15,6 +17,7 @@ from jobs.settings import CoreSettings
 
 CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 5.0
+LONGEST_BLOCK_S = 10.0
 
 
 def connect(settings: CoreSettings, *, decode: bool = True) -> redis.Redis:
@@ -35,6 +38,19 @@ def connect(settings: CoreSettings, *, decode: bool = True) -> redis.Redis:
         "retry": Retry(ConstantBackoff(0.05), 1),
     }
     client: redis.Redis = redis.Redis.from_url(settings.redis_url.get_secret_value(), **options)
+    return client
+
+
+def connect_async(settings: CoreSettings) -> redis.asyncio.Redis:
+    """As `connect`, for one event loop; a read may block for up to `LONGEST_BLOCK_S`."""
+    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=True,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=LONGEST_BLOCK_S + COMMAND_TIMEOUT_S,
+        socket_keepalive=True,
+        retry=AsyncRetry(ConstantBackoff(0.05), 1),
+    )
     return client
 
 

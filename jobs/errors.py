@@ -1,7 +1,13 @@
 """The error tree of jobs/: what can be wrong with a job, its queue and its storage.
 
 JobsError
-├── JobNotFound          no record of that id (never was, or expired)
+├── JobNotFound          no record of that id
+│   └── JobExpired       …any more: it ended, and its time is over
+├── ApiKeyNotFound       no API key of that id
+├── IdempotencyConflict  another request came with the same idempotency key before
+│   ├── KeyReused        …and with another body
+│   ├── KeyInFlight      …and is being worked on
+│   └── AlreadyMade      …and has made something; carries its id
 ├── QueueFull            as many jobs wait or run as the service admits
 ├── StateConflict        the job's state does not allow what was asked
 ├── StaleAttempt         the attempt no longer owns the job: another one does, or it has ended
@@ -21,6 +27,34 @@ class JobsError(Exception):
 
 class JobNotFound(JobsError):
     """No record of that id."""
+
+
+class JobExpired(JobNotFound):
+    """The job of that id ended, and its record has been deleted since."""
+
+
+class ApiKeyNotFound(JobsError):
+    """No API key of that id."""
+
+
+class IdempotencyConflict(JobsError):
+    """Another request came with the same idempotency key before."""
+
+
+class KeyReused(IdempotencyConflict):
+    """The key came with another body before."""
+
+
+class KeyInFlight(IdempotencyConflict):
+    """A request with this key is being worked on."""
+
+
+class AlreadyMade(IdempotencyConflict):
+    """A request with this key has made something: `made`, its id."""
+
+    def __init__(self, made: str) -> None:
+        super().__init__(f"this idempotency key has made {made}")
+        self.made = made
 
 
 class QueueFull(JobsError):

@@ -15,6 +15,32 @@ def events_key(settings: CoreSettings, job_id: str) -> str:
     return f"{settings.redis_prefix}:job:{job_id}:events"
 
 
+def tombstone_key(settings: CoreSettings, job_id: str) -> str:
+    """The owner of a job that has ended; outlives the record, so that an expired id is known."""
+    return f"{settings.redis_prefix}:job:{job_id}:owner"
+
+
+def index_key(settings: CoreSettings, name: str, owner: str | None = None) -> str:
+    """Ids by sequence number: of a state or of all ("all"), of everyone or of one owner."""
+    index = f"{settings.redis_prefix}:index:{name}"
+    return index if owner is None else f"{index}:{owner}"
+
+
+def idempotency_key(settings: CoreSettings, digest: str) -> str:
+    """What became of a client's idempotency key, a hash that expires."""
+    return f"{settings.redis_prefix}:idempotency:{digest}"
+
+
+def api_key_key(settings: CoreSettings, key_id: str) -> str:
+    """An API key, a hash with the digest of its token."""
+    return f"{settings.redis_prefix}:api-key:{key_id}"
+
+
+def api_keys_key(settings: CoreSettings) -> str:
+    """The ids of all API keys, a set."""
+    return f"{settings.redis_prefix}:api-keys"
+
+
 def sweep_key(settings: CoreSettings) -> str:
     """Attempts whose objects are to be deleted: ``id/attempt/round`` by time due."""
     return f"{settings.redis_prefix}:sweep"
@@ -23,11 +49,6 @@ def sweep_key(settings: CoreSettings) -> str:
 def canceling_key(settings: CoreSettings) -> str:
     """Canceled jobs whose worker has not yet said that it stopped: id by end of lease."""
     return f"{settings.redis_prefix}:canceling"
-
-
-def all_jobs_key(settings: CoreSettings) -> str:
-    """Every job's id by sequence number."""
-    return f"{settings.redis_prefix}:index:all"
 
 
 def workers_key(settings: CoreSettings) -> str:

@@ -24,7 +24,14 @@ import structlog
 
 from jobs.connection import connect, redis_errors
 from jobs.errors import JobNotFound, QueueUnavailable, StateConflict, StorageUnavailable
-from jobs.keys import all_jobs_key, canceling_key, reconciler_key, record_key, sweep_key
+from jobs.keys import (
+    canceling_key,
+    index_key,
+    reconciler_key,
+    record_key,
+    sweep_key,
+    tombstone_key,
+)
 from jobs.queue import JobQueue
 from jobs.record import Failure, FailureCode, JobState, RecordStore
 from jobs.result import attempt_prefix, job_prefix
@@ -143,17 +150,18 @@ class Reconciler:
 
     def _trim(self) -> None:
         """Remove the oldest index entries whose records have expired, with all their objects."""
-        key = all_jobs_key(self._settings)
+        key = index_key(self._settings, "all")
         with redis_errors():
             oldest = cast("list[str]", self._redis.zrange(key, 0, _BATCH - 1))
             for job_id in oldest:
                 if self._redis.exists(record_key(self._settings, job_id)):
                     continue
                 self._store.delete_prefix(job_prefix(job_id))
+                owner = cast("str", self._redis.get(tombstone_key(self._settings, job_id)) or "")
                 with self._redis.pipeline() as pipeline:
-                    pipeline.zrem(key, job_id)
-                    for state in JobState:
-                        pipeline.zrem(f"{self._settings.redis_prefix}:index:{state}", job_id)
+                    for name in ("all", *JobState):
+                        pipeline.zrem(index_key(self._settings, name), job_id)
+                        pipeline.zrem(index_key(self._settings, name, owner), job_id)
                     pipeline.execute()
 
     def _unless_storage_fails(self, clean: Callable[[], None]) -> None:

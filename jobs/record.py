@@ -8,7 +8,9 @@ and the *attempt*, a number that rises with each start and fences off attempts t
 Errors are those of jobs/errors.py:
 
     JobsError
-    ├── JobNotFound          no record of that id (never was, or expired)
+    ├── JobNotFound          no record of that id
+    │   └── JobExpired       …any more
+    ├── IdempotencyConflict  (jobs/idempotency.py)
     ├── QueueFull            as many jobs wait or run as the service admits
     ├── StateConflict        the job's state does not allow what was asked
     ├── StaleAttempt         the attempt no longer owns the job
@@ -20,7 +22,7 @@ Errors are those of jobs/errors.py:
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import redis
@@ -29,6 +31,7 @@ from pydantic import BaseModel
 from jobs.connection import redis_errors
 from jobs.errors import (
     JobCanceled,
+    JobExpired,
     JobNotFound,
     JobsError,
     QueueFull,
@@ -36,17 +39,30 @@ from jobs.errors import (
     StaleAttempt,
     StateConflict,
 )
-from jobs.keys import record_key
+from jobs.idempotency import IdempotencyKey
+from jobs.idempotency import refuse as refuse_key
+from jobs.keys import index_key, record_key, tombstone_key
+from jobs.listing import Listing
 from jobs.request import GenerationRequest
 from jobs.result import ResultSummary
 from jobs.settings import CoreSettings
-from jobs.state import Failure, FailureCode, JobRecord, JobState, Page, Progress, parse_record
+from jobs.state import (
+    LOCAL_OWNER,
+    Failure,
+    FailureCode,
+    JobRecord,
+    JobState,
+    Page,
+    Progress,
+    parse_record,
+)
 from jobs.transitions import Transitions, refuse
 
 __all__ = [
     "Failure",
     "FailureCode",
     "JobCanceled",
+    "JobExpired",
     "JobNotFound",
     "JobRecord",
     "JobState",
@@ -73,59 +89,90 @@ class RecordStore:
         """
         self._redis = client
         self._settings = settings
-        self._prefix = f"{settings.redis_prefix}:"
         self._lease_ms = int(settings.lease_s * 1000)
         self._transitions = Transitions(client, settings)
+        self._listing = Listing(client, settings)
 
-    def create(self, request: GenerationRequest, request_id: str = "") -> JobRecord:
+    def create(
+        self,
+        request: GenerationRequest,
+        request_id: str = "",
+        owner: str = LOCAL_OWNER,
+        idempotency: IdempotencyKey | None = None,
+    ) -> JobRecord:
         """Admit a job, or refuse it because the service is full; one atomic step.
+
+        Args:
+            request: what to do, complete.
+            request_id: of the HTTP request, for logs.
+            owner: whose job it will be.
+            idempotency: the client's key; its entry is written in the same step.
 
         Raises:
             QueueFull: `max_queued` jobs wait or run.
+            AlreadyMade, KeyReused: the idempotency key has made a job already.
             QueueUnavailable: Redis does not answer; the job may or may not have been admitted.
         """
         job_id = new_job_id()
         limit = self._settings.max_queued
+        text = request.model_dump_json()
+        fingerprint = idempotency.fingerprint if idempotency else ""
+        entry = [idempotency.name(self._settings)] if idempotency else []
         reply = self._transitions.run(
-            "CREATE", job_id, limit, request.model_dump_json(), request_id
+            "CREATE",
+            job_id,
+            limit,
+            text,
+            request_id,
+            owner,
+            fingerprint,
+            self._settings.idempotency_ttl_s,
+            more_keys=entry,
         )
+        refuse_key(reply)
         if reply[0] == "full":
             raise QueueFull(f"{reply[1]} jobs wait or run; the limit is {limit}; try again later")
-        return self.get(job_id)
+        fields = {"id": job_id, "state": "queued", "attempt": "0", "request": text}
+        return parse_record(
+            fields | {"request_id": request_id, "owner": owner, "created_at": reply[1]}
+        )
 
-    def get(self, job_id: str) -> JobRecord:
+    def get(self, job_id: str, owner: str | None = None) -> JobRecord:
         """The record as it is now.
 
+        Args:
+            job_id: whose.
+            owner: who asks; what is another's does not exist. None asks for the service itself.
+
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: there is none, or it is not the owner's.
+            JobExpired: there was one.
         """
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(self._key(job_id)))
-        if not fields:
-            raise JobNotFound(f"no job {job_id!r}: the id is unknown, or its record has expired")
-        return parse_record(fields)
+        record = parse_record(fields) if fields else None
+        if record is not None and owner in (None, record.owner):
+            return record
+        was = self._tombstone(job_id) if record is None else None
+        if was is not None and owner in (None, was):
+            raise JobExpired(f"job {job_id} has ended and its record has expired")
+        raise JobNotFound(f"no job {job_id!r}")
 
     def list(
-        self, cursor: str | None = None, limit: int = 20, state: JobState | None = None
+        self,
+        cursor: str | None = None,
+        limit: int = 20,
+        state: JobState | None = None,
+        owner: str | None = None,
     ) -> Page:
-        """A page of records, newest first; jobs created meanwhile do not shift later pages.
+        """A page of everyone's records or of one owner's, newest first.
+
+        Jobs created meanwhile do not shift later pages.
 
         Raises:
             ValueError: the cursor is not one that a page gave.
         """
-        below = "+inf" if cursor is None else f"({_sequence_number(cursor)}"
-        records: Sequence[JobRecord] = ()
-        while True:
-            wanted = limit + 1 - len(records)
-            found = self._range(below, wanted, state)
-            records = (*records, *self._fetch(job_id for job_id, _ in found))
-            if len(found) < wanted or len(records) > limit:
-                break
-            below = f"({int(found[-1][1])}"
-        if len(records) <= limit:
-            return Page(records=tuple(records))
-        last = self._sequence_of(records[limit - 1].id)
-        return Page(records=tuple(records[:limit]), next_cursor=last)
+        return self._listing.page(cursor, limit, state, owner)
 
     def start(self, job_id: str, worker: str) -> int:
         """Take the job: queued (or running with an expired lease) → running.
@@ -200,13 +247,15 @@ class RecordStore:
         """
         self._transitions.run("RELEASE", job_id, attempt, self._lease_ms)
 
-    def request_cancel(self, job_id: str) -> JobRecord:
+    def request_cancel(self, job_id: str, owner: str | None = None) -> JobRecord:
         """Cancel: queued or running → canceled at once; a running attempt stops at its next step.
 
         Raises:
-            JobNotFound: no such job.
+            JobNotFound: no such job, or it is not the owner's.
             StateConflict: it has ended already.
         """
+        if owner is not None:
+            self.get(job_id, owner)
         self._transitions.run("CANCEL", job_id, self._settings.record_ttl_s, self._lease_ms)
         return self.get(job_id)
 
@@ -240,13 +289,15 @@ class RecordStore:
         """How many records are in each state."""
         with redis_errors(), self._redis.pipeline(transaction=False) as pipeline:
             for state in JobState:
-                pipeline.zcard(self._index(state))
+                pipeline.zcard(index_key(self._settings, state))
             return dict(zip(JobState, pipeline.execute(), strict=True))
 
     def active(self, state: JobState) -> Sequence[str]:
         """The ids of all queued or running jobs, oldest first."""
         with redis_errors():
-            return cast("Sequence[str]", self._redis.zrange(self._index(state), 0, -1))
+            return cast(
+                "Sequence[str]", self._redis.zrange(index_key(self._settings, state), 0, -1)
+            )
 
     def _finish(
         self, job_id: str, attempt: int, state: JobState, field: str, value: BaseModel
@@ -256,38 +307,14 @@ class RecordStore:
             "FINISH", job_id, attempt, state, field, value.model_dump_json(), ttl, sweep_ms
         )
 
-    def _range(self, below: str, limit: int, state: JobState | None) -> Sequence[tuple[str, float]]:
-        index = self._index(state or "all")
-        with redis_errors():
-            found = self._redis.zrevrangebyscore(
-                index, below, "-inf", start=0, num=limit, withscores=True
-            )
-        return cast("Sequence[tuple[str, float]]", found)
-
-    def _fetch(self, job_ids: Iterable[str]) -> Sequence[JobRecord]:
-        """The records that still exist."""
-        with redis_errors(), self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hgetall(self._key(job_id))
-            return [parse_record(fields) for fields in pipeline.execute() if fields]
-
-    def _sequence_of(self, job_id: str) -> str | None:
-        with redis_errors():
-            return cast("str | None", self._redis.hget(self._key(job_id), "seq"))
-
     def _key(self, job_id: str) -> str:
         return record_key(self._settings, job_id)
 
-    def _index(self, name: str) -> str:
-        return f"{self._prefix}index:{name}"
+    def _tombstone(self, job_id: str) -> str | None:
+        with redis_errors():
+            return cast("str | None", self._redis.get(tombstone_key(self._settings, job_id)))
 
 
 def new_job_id() -> str:
     """An id that nobody can guess, fit for paths and for RQ: ``gen_`` and 24 hex digits."""
     return f"gen_{secrets.token_hex(12)}"
-
-
-def _sequence_number(cursor: str) -> int:
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 16:
-        raise ValueError("the cursor is not one that a page gave")
-    return int(cursor)

@@ -3,14 +3,17 @@
 Keys given to each script: the record's hash, its event stream, and the prefix of the indices
 (sorted sets of ids by sequence number, one per state and one of all). Times are Redis' own, in
 milliseconds, so that no two machines' clocks are ever compared. Replies are ``{status, detail…}``;
-every transition may be sent twice by the attempt that owns it, with the same reply.
+every transition may be sent twice by the attempt that owns it, with the same reply. The last
+argument of each is how many seconds a tombstone outlives its record.
 """
 
 from __future__ import annotations
 
+from jobs import idempotency
+
 _PRELUDE = """
 local record, events, prefix = KEYS[1], KEYS[2], KEYS[3]
-local id = ARGV[1]
+local id, tombstone_s = ARGV[1], ARGV[#ARGV]
 
 local function now()
   local time = redis.call('TIME')
@@ -19,14 +22,22 @@ end
 
 local function index(name) return prefix .. 'index:' .. name end
 
+local function add_to(name, seq, owner)
+  redis.call('ZADD', index(name), seq, id)
+  redis.call('ZADD', index(name) .. ':' .. owner, seq, id)
+end
+
 local function emit(kind, data)
   redis.call('XADD', events, 'MAXLEN', '~', 2000, '*', 'type', kind, 'data', data)
 end
 
 local function move(from, to)
   redis.call('HSET', record, 'state', to)
+  local found = redis.call('HMGET', record, 'seq', 'owner')
+  local owner = found[2] or 'local'
   redis.call('ZREM', index(from), id)
-  redis.call('ZADD', index(to), redis.call('HGET', record, 'seq'), id)
+  redis.call('ZREM', index(from) .. ':' .. owner, id)
+  add_to(to, found[1], owner)
 end
 
 local function sweep(attempt, delay_ms)
@@ -38,6 +49,8 @@ local function finish(from, to, ttl_s)
   redis.call('HSET', record, 'finished_at', now())
   redis.call('HDEL', record, 'lease_until')
   redis.call('EXPIRE', record, ttl_s)
+  local owner = redis.call('HGET', record, 'owner') or 'local'
+  redis.call('SET', record .. ':owner', owner, 'EX', ttl_s + tombstone_s)
 end
 
 -- nil when the attempt owns the running job, else why it does not
@@ -50,21 +63,29 @@ local function not_owner(attempt)
 end
 """
 
-# ARGV: id, limit, request JSON, request id
+# KEYS[4]: the idempotency key's entry
+# ARGV: id, limit, request JSON, request id, owner, fingerprint ("": no idempotency key), its TTL
 CREATE = (
     _PRELUDE
+    + idempotency.LUA
     + """
-if redis.call('EXISTS', record) == 1 then return {'ok'} end
+local created = redis.call('HGET', record, 'created_at')
+if created then return {'ok', created} end
+local fingerprint = ARGV[6]
+local earlier = fingerprint ~= '' and settled(KEYS[4], fingerprint)
+if earlier then return earlier end
 local limit = tonumber(ARGV[2])
 local active = redis.call('ZCARD', index('queued')) + redis.call('ZCARD', index('running'))
 if active >= limit then return {'full', tostring(active)} end
 local seq = redis.call('INCR', prefix .. 'sequence')
+created = string.format('%d', now())
 redis.call('HSET', record, 'id', id, 'seq', seq, 'state', 'queued', 'attempt', 0,
-  'request', ARGV[3], 'request_id', ARGV[4], 'created_at', now())
-redis.call('ZADD', index('all'), seq, id)
-redis.call('ZADD', index('queued'), seq, id)
+  'request', ARGV[3], 'request_id', ARGV[4], 'owner', ARGV[5], 'created_at', created)
+add_to('all', seq, ARGV[5])
+add_to('queued', seq, ARGV[5])
 emit('queued', '{}')
-return {'ok'}
+if fingerprint ~= '' then settle(KEYS[4], fingerprint, id, ARGV[7]) end
+return {'ok', created}
 """
 )
 

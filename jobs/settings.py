@@ -43,6 +43,12 @@ class CoreSettings(BaseSettings):
     lease_s: float = Field(20.0, gt=0, description="an attempt's lease; a heartbeat renews it")
     max_queued: int = Field(5000, ge=1, description="jobs waiting or running; beyond it 503")
     record_ttl_s: int = Field(7 * 24 * 3600, ge=60, description="how long a record is kept")
+    idempotency_ttl_s: int = Field(
+        24 * 3600, ge=60, description="how long an Idempotency-Key is remembered"
+    )
+    tombstone_ttl_s: int = Field(
+        30 * 24 * 3600, ge=60, description="how long an expired id answers 410, after that 404"
+    )
     log_format: str = Field("json", pattern="^(json|console)$")
 
     @field_validator("registry_dirs", mode="before")

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.request import GenerationRequest
 from jobs.result import ResultSummary
 
+LOCAL_OWNER = "local"
+"""Who calls where no API key is asked for, and whose every record without an owner is."""
+
 
 class JobState(StrEnum):
     """Where a job is; the last three are final."""
@@ -78,7 +81,14 @@ class JobRecord(_Frozen):
     failure: Failure | None = None
     result: ResultSummary | None = None
     request_id: str = ""
+    owner: str = Field(LOCAL_OWNER, description="whose it is; nobody else is told of it")
     worker: str | None = None
+
+    def as_created(self) -> JobRecord:
+        """The record as it was when it was queued: what never changes, and nothing else."""
+        never_changes = {"id", "request", "created_at", "request_id", "owner"}
+        fields = {name: getattr(self, name) for name in never_changes}
+        return JobRecord(state=JobState.QUEUED, attempt=0, **fields)
 
 
 class Page(_Frozen):
@@ -91,7 +101,9 @@ class Page(_Frozen):
 def parse_record(fields: Mapping[str, str]) -> JobRecord:
     """A record from the fields of its hash in Redis, where times are milliseconds."""
     values: dict[str, Any] = {
-        name: fields[name] for name in ("id", "state", "attempt", "request_id") if name in fields
+        name: fields[name]
+        for name in ("id", "state", "attempt", "request_id", "owner")
+        if name in fields
     }
     values["worker"] = fields.get("worker")
     values["cancel_requested"] = fields.get("cancel_requested") == "1"

@@ -25,7 +25,9 @@ class Transitions:
             if name.isupper() and not name.startswith("_")
         }
 
-    def run(self, name: str, job_id: str, *arguments: str | int) -> Sequence[str]:
+    def run(
+        self, name: str, job_id: str, *arguments: str | int, more_keys: Sequence[str] = ()
+    ) -> Sequence[str]:
         """Run one; returns its reply when that is not a refusal.
 
         Raises:
@@ -33,9 +35,11 @@ class Transitions:
             QueueUnavailable: Redis does not answer; the transition may have happened.
         """
         prefix = f"{self._settings.redis_prefix}:"
-        keys = [record_key(self._settings, job_id), events_key(self._settings, job_id), prefix]
+        record, events = record_key(self._settings, job_id), events_key(self._settings, job_id)
+        keys = [record, events, prefix, *more_keys]
+        values = [job_id, *arguments, self._settings.tombstone_ttl_s]
         with redis_errors():
-            reply = cast("Sequence[str]", self._scripts[name](keys=keys, args=[job_id, *arguments]))
+            reply = cast("Sequence[str]", self._scripts[name](keys=keys, args=values))
         if reply[0] in ("missing", "conflict", "canceled", "stale"):
             refuse(reply, job_id)
         return reply

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from jobs.errors import JobsError
 from service import openapi, problems
+from service.auth import Authentication
 from service.middleware import BodyLimit, RequestContext
 from service.routes import catalogue, generations, health, uploads
 from service.services import Services, make_services
@@ -44,6 +45,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(
         BodyLimit, default_bytes=settings.max_body_bytes, by_path={"/v1/uploads": upload_bytes}
     )
+    app.add_middleware(Authentication, settings=settings, redis=services.redis_async)
     app.add_middleware(RequestContext, metrics=services.metrics)
     problems.install(app)
     openapi.install(app)
@@ -58,4 +60,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     except JobsError as error:  # not ready is a state that passes, not a reason to die
         _log.warning("object_storage_not_ready", reason=str(error))
     yield
-    services.close()
+    await services.aclose()

@@ -2,13 +2,17 @@
 
     ServiceError
     ├── MalformedRequest         400  not JSON, or not a multipart form
+    ├── Unauthorized             401  no API key, or not a valid one
     ├── NotFound                 404  no such generation, model or path
     ├── MethodNotAllowed         405  the path exists, the method does not
     ├── StateConflict            409  the generation is already over
+    ├── IdempotencyInFlight      409  the same request is being worked on; carries Retry-After
+    ├── Gone                     410  there was such a generation; its time is over
     ├── PayloadTooLarge          413  the body is over the limit
     ├── UnsupportedMediaType     415  a content type or image format that is not accepted
     ├── InvalidRequest           422  a field is wrong; its subclasses name the commonest reasons
     │   ├── UnknownModelName, UnknownHeadName, IncompatibleHeadName, UnknownUpload
+    │   ├── IdempotencyKeyReused
     │   └── InvalidImage, ImageTooLarge
     └── Unavailable              503  full or a peer is down; carries Retry-After
         ├── QueueIsFull, DecoderBusy
@@ -77,6 +81,17 @@ class MalformedRequest(ServiceError):
     status, code, title = 400, "malformed_request", "Malformed request"
 
 
+class Unauthorized(ServiceError):
+    """No API key, or not a valid one."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+    def __init__(self, detail: str, *, known: bool = True) -> None:
+        """`known` is False for a key that was sent and is not valid (RFC 6750, section 3)."""
+        challenge = 'Bearer realm="readout"' + ("" if known else ', error="invalid_token"')
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
 class NotFound(ServiceError):
     """No such thing."""
 
@@ -93,6 +108,21 @@ class StateConflict(ServiceError):
     """The generation is in a state that does not allow this."""
 
     status, code, title = 409, "state_conflict", "State conflict"
+
+
+class IdempotencyInFlight(ServiceError):
+    """A request with the same idempotency key is being worked on."""
+
+    status, code, title = 409, "idempotency_in_flight", "Request in flight"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class Gone(ServiceError):
+    """There was such a generation; its record has expired."""
+
+    status, code, title = 410, "gone", "Gone"
 
 
 class PayloadTooLarge(ServiceError):
@@ -143,6 +173,12 @@ class UnknownUpload(InvalidRequest):
     """No upload has that id."""
 
     code, title = "unknown_upload", "Unknown upload"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The idempotency key came with another body before."""
+
+    code, title = "idempotency_key_reused", "Idempotency key reused"
 
 
 class InvalidImage(InvalidRequest):

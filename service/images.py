@@ -6,11 +6,13 @@ import base64
 import binascii
 import re
 import secrets
+from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict
 
 from jobs.errors import ObjectNotFound
 from jobs.request import StoredImage
+from jobs.state import LOCAL_OWNER
 from jobs.store import ObjectStore
 from service.errors import ImageTooLarge, InvalidImage, UnknownUpload, UnsupportedMediaType
 from service.schemas import ImageSource
@@ -32,6 +34,7 @@ class Upload(BaseModel):
     size_bytes: int
     original_width: int
     original_height: int
+    owner: str = LOCAL_OWNER
 
     def stored_image(self) -> StoredImage:
         """The part that a worker needs."""
@@ -52,8 +55,8 @@ class ControlImages:
         self._decoder = decoder
         self._max_inline_bytes = max_inline_bytes
 
-    def keep(self, data: bytes) -> Upload:
-        """Check, normalise and store an image file.
+    def keep(self, data: bytes, owner: str) -> Upload:
+        """Check, normalise and store an image file of the owner's.
 
         Raises:
             UnsupportedMediaType, InvalidImage, ImageTooLarge, DecoderBusy: see uploads.py.
@@ -70,6 +73,7 @@ class ControlImages:
             size_bytes=len(decoded.png),
             original_width=decoded.original_width,
             original_height=decoded.original_height,
+            owner=owner,
         )
         self._objects.put_bytes(upload.key, decoded.png, "image/png")
         self._objects.put_bytes(
@@ -77,31 +81,32 @@ class ControlImages:
         )
         return upload
 
-    def find(self, upload_id: str, pointer: str) -> Upload:
-        """The upload of that id, for the request field at `pointer`.
+    def find(self, upload_id: str, pointer: str, owner: str) -> Upload:
+        """The owner's upload of that id, for the request field at `pointer`.
 
         Raises:
-            UnknownUpload: there is none.
+            UnknownUpload: there is none, or it is another's.
         """
         if _UPLOAD_ID.fullmatch(upload_id):
-            try:
-                return Upload.model_validate_json(self._objects.get_bytes(_metadata_key(upload_id)))
-            except ObjectNotFound:
-                pass
+            with suppress(ObjectNotFound):
+                text = self._objects.get_bytes(_metadata_key(upload_id))
+                upload = Upload.model_validate_json(text)
+                if upload.owner == owner:
+                    return upload
         raise UnknownUpload.at(pointer, "no upload has this id; send the image to POST /v1/uploads")
 
-    def take(self, source: ImageSource, pointer: str) -> StoredImage:
-        """The stored image that a control's `image` means; an inline one becomes an upload.
+    def take(self, source: ImageSource, pointer: str, owner: str) -> StoredImage:
+        """The stored image that the owner's `image` means; an inline one becomes an upload.
 
         Raises:
             UnknownUpload, InvalidImage, ImageTooLarge: with the pointer of the field.
         """
         if source.upload_id is not None:
-            return self.find(source.upload_id, f"{pointer}/upload_id").stored_image()
+            return self.find(source.upload_id, f"{pointer}/upload_id", owner).stored_image()
         pointer = f"{pointer}/base64"
         data = decode_base64(source.base64 or "", self._max_inline_bytes, pointer)
         try:
-            return self.keep(data).stored_image()
+            return self.keep(data, owner).stored_image()
         except UnsupportedMediaType as error:
             raise InvalidImage.at(pointer, error.detail) from error
         except (InvalidImage, ImageTooLarge) as error:

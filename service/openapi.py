@@ -9,14 +9,17 @@ import yaml
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.auth import GUARDED
 from service.errors import Problem
 from service.problems import PROBLEM_JSON
 
 _DESCRIPTIONS = {
     400: "The body cannot be parsed",
+    401: "No API key, or not a valid one",
     404: "No such thing",
     405: "The path exists, the method does not",
-    409: "The generation is already over",
+    409: "The state does not allow it, or the same request is in flight",
+    410: "There was one; its time is over",
     413: "The body is over the limit",
     415: "A content type or image format that is not accepted",
     422: "A field is wrong; `errors` says which",
@@ -24,6 +27,12 @@ _DESCRIPTIONS = {
     503: "Full, or a peer is down; see `Retry-After`",
 }
 _SECONDS = {"schema": {"type": "integer", "minimum": 1}}
+_TRUE = {"type": "string", "const": "true"}
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, made with `readout keys create`; it sees what its owner made",
+}
 _REQUEST_ID = {
     "description": "the client's `X-Request-ID` if it sent one, else a new id",
     "schema": {"type": "string"},
@@ -57,7 +66,11 @@ def problems(*statuses: int, accepted: bool = False, poll: bool = False) -> dict
         described[200] = {"description": "The generation", "headers": retry}
     if accepted:
         location = {"description": "path of the generation", "schema": {"type": "string"}}
-        described[202] = {"description": "Queued", "headers": {"Location": location, **retry}}
+        replayed = {"description": "`true`: made by an earlier request", "schema": _TRUE}
+        described[202] = {
+            "description": "Queued",
+            "headers": {"Location": location, "Idempotency-Replayed": replayed, **retry},
+        }
     return described
 
 
@@ -88,12 +101,25 @@ def build(app: FastAPI) -> dict[str, Any]:
     schemas |= problem.pop("$defs")
     schemas["Problem"] = problem
     document["components"]["schemas"] = dict(sorted(schemas.items()))
-    for path in document["paths"].values():
-        for operation in path.values():
+    document["components"]["securitySchemes"] = {"apiKey": _SCHEME}
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            _secure(operation, guarded=path.startswith(GUARDED))
             _drop_fastapis_422(operation["responses"])
             for response in operation["responses"].values():
                 response.setdefault("headers", {})["X-Request-ID"] = _REQUEST_ID
     return document
+
+
+def _secure(operation: dict[str, Any], *, guarded: bool) -> None:
+    """Say who may call; 401 is among the answers where a key is asked for."""
+    operation["security"] = [{"apiKey": []}] if guarded else []
+    if guarded:
+        challenge = {"description": "RFC 6750", "schema": {"type": "string"}}
+        unauthorized = {"description": _DESCRIPTIONS[401], "content": _PROBLEM}
+        unauthorized["headers"] = {"WWW-Authenticate": challenge}
+        responses = operation["responses"] | {"401": unauthorized}
+        operation["responses"] = dict(sorted(responses.items()))
 
 
 def _drop_fastapis_422(responses: dict[str, Any]) -> None:

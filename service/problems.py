@@ -29,6 +29,11 @@ _BY_STATUS: dict[int, type[ServiceError]] = {
 }
 _FROM_JOBS: dict[type[Exception], Callable[[Exception], ServiceError]] = {
     jobs_errors.JobNotFound: lambda error: errors.NotFound("no generation has this id"),
+    jobs_errors.JobExpired: lambda error: errors.Gone(
+        "the generation has ended, and its record and results have expired"
+    ),
+    jobs_errors.KeyReused: lambda error: errors.IdempotencyKeyReused(str(error)),
+    jobs_errors.KeyInFlight: lambda error: errors.IdempotencyInFlight(str(error)),
     jobs_errors.QueueFull: lambda error: errors.QueueIsFull(str(error)),
     jobs_errors.StateConflict: lambda error: errors.StateConflict(str(error)),
     jobs_errors.QueueUnavailable: lambda error: errors.QueueIsDown(

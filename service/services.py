@@ -7,10 +7,12 @@ from typing import Annotated
 
 from fastapi import Depends
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from starlette.requests import Request
 
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
-from jobs.connection import connect
+from jobs.connection import connect, connect_async
+from jobs.idempotency import IdempotencyClaims
 from jobs.queue import JobQueue
 from jobs.record import RecordStore
 from jobs.store import ObjectStore
@@ -22,7 +24,11 @@ from service.uploads import Decoder
 
 @dataclass(frozen=True)
 class Services:
-    """The gateway's parts. The clients in it block: routes that use them are plain functions."""
+    """The gateway's parts.
+
+    Their clients block, so routes that use them are plain functions; only `redis_async` does not:
+    it is for what every request asks and for what waits.
+    """
 
     settings: GatewaySettings
     catalogue: Catalogue
@@ -31,10 +37,17 @@ class Services:
     objects: ObjectStore
     images: ControlImages
     metrics: Metrics
+    claims: IdempotencyClaims
     redis: Redis
+    redis_async: AsyncRedis
+
+    async def aclose(self) -> None:
+        """Close all connections, those of the event loop too."""
+        await self.redis_async.aclose()
+        self.close()
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close the connections that block."""
         self.redis.close()
         self.queue.close()
         self.objects.close()
@@ -56,7 +69,9 @@ def make_services(settings: GatewaySettings) -> Services:
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),
         metrics=Metrics(),
+        claims=IdempotencyClaims(redis, settings),
         redis=redis,
+        redis_async=connect_async(settings),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from jobs.settings import CoreSettings
@@ -12,6 +14,11 @@ MEBIBYTE = 1024 * 1024
 class GatewaySettings(CoreSettings):
     """Environment of the gateway. Prefix ``READOUT_``."""
 
+    auth: Literal["keys", "none", "none-anywhere"] = Field(
+        "keys",
+        description="who may call: holders of API keys; anybody, on loopback addresses alone; "
+        "anybody, because something in front of the gateway asks who calls",
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     default_model: str = Field("mannequin-64", description="model of a request that names none")

@@ -57,7 +57,7 @@ def generation_summary(record: JobRecord) -> answers.GenerationSummary:
 
 def upload_view(upload: Upload) -> answers.UploadView:
     """An upload without its place in storage."""
-    return answers.UploadView(**upload.model_dump(exclude={"key"}))
+    return answers.UploadView(**upload.model_dump(exclude={"key", "owner"}))
 
 
 def head_view(head: HeadManifest, catalogue: Catalogue) -> answers.HeadView:

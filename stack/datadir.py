@@ -12,6 +12,8 @@ from typing import IO
 
 from stack.errors import DataDirInUse, StackError
 
+REDIS_FILE = "redis-url"
+
 
 @dataclass(frozen=True)
 class Secrets:
@@ -74,6 +76,10 @@ class DataDir:
         if self._lock is not None:
             self._lock.close()
 
+    def publish_redis(self, url: str) -> None:
+        """Let other commands of the owner find the Redis that runs now; see `running_redis`."""
+        _write_private(self.path / REDIS_FILE, url)
+
     def secrets(self) -> Secrets:
         """The embedded servers' credentials; made at first use, readable by the owner alone.
 
@@ -82,14 +88,29 @@ class DataDir:
         """
         path = self.path / "secrets.json"
         if not path.exists():
-            made = Secrets.generate()
-            temporary = path.with_suffix(".new")
-            temporary.unlink(missing_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(made), file)
-            temporary.replace(path)
+            _write_private(path, json.dumps(asdict(Secrets.generate())))
         try:
             return Secrets(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise StackError(f"{path} is not readable; remove it to make new ones") from error
+
+
+def running_redis(data_dir: Path) -> str | None:
+    """The URL of the Redis that the last `readout up` in this directory used; None: there is none.
+
+    It holds a password; whether that Redis still runs, connecting shows.
+    """
+    try:
+        return (data_dir.expanduser() / REDIS_FILE).read_text()
+    except OSError:
+        return None
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone can read, whole or not at all."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)

@@ -35,6 +35,8 @@ QUIET_LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Unless the environment says otherwise: bars and hints of libraries are no log lines."""
+AUTH = "READOUT_AUTH"
+"""Unless the environment says `keys`, nobody is asked who they are: the gateway is on loopback."""
 WORKER_READY_EVENT = "worker.ready"
 
 
@@ -78,7 +80,10 @@ def up(options: Options, environment: Mapping[str, str] | None = None) -> None:
             supervisor.wait_until(
                 lambda: len(ready_workers) >= options.workers, "a worker", LOAD_TIMEOUT_S
             )
-            console.say(_ready_line(port, data, options), url=_url(port), data_dir=str(data.path))
+            keys = environment.get(AUTH, "none") == "keys"
+            console.say(
+                _ready_line(port, data, options, keys), url=_url(port), data_dir=str(data.path)
+            )
             supervisor.run()
         except StopRequested:
             pass
@@ -109,12 +114,13 @@ def _start_servers(
     supervisor: Supervisor, data: DataDir, options: Options, environment: dict[str, str]
 ) -> dict[str, str]:
     """Start the embedded servers that are wanted; the environment that names them to our rooms."""
-    rooms = {**QUIET_LIBRARIES, **environment, "READOUT_LOG_FORMAT": "json"}
+    rooms = {AUTH: "none", **QUIET_LIBRARIES, **environment, "READOUT_LOG_FORMAT": "json"}
     keys = data.secrets()
     if not _external(environment, EXTERNAL_REDIS):
         program = valkey_program(data.valkey, keys.redis_password)
         url = _serve(supervisor, "valkey", program, options.redis_port, environment)
         rooms["READOUT_REDIS_URL"] = url
+        data.publish_redis(url)
     if not _external(environment, EXTERNAL_S3):
         program = s3_program(data.objects, keys.s3_access_key_id, keys.s3_secret_access_key)
         url = _serve(supervisor, "s3", program, options.s3_port, environment)
@@ -191,10 +197,11 @@ def _url(port: int) -> str:
     return f"http://{HOST}:{port}"
 
 
-def _ready_line(port: int, data: DataDir, options: Options) -> str:
+def _ready_line(port: int, data: DataDir, options: Options, keys: bool) -> str:
     workers = f"{options.workers} worker" + ("s" if options.workers != 1 else "")
+    who = "API keys" if keys else "no API keys"
     return (
-        f"ready: {_url(port)} (API: {_url(port)}/openapi.json), {workers}, "
+        f"ready: {_url(port)} (API: {_url(port)}/openapi.json), {workers}, {who}, "
         f"data in {data.path}; Ctrl-C stops"
     )
 

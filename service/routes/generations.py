@@ -5,23 +5,23 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import errors as jobs_errors
 from jobs.record import JobRecord, JobState
 from service import answers, schemas
+from service.auth import CallerDep
 from service.content_types import require_json
+from service.creation import create_generation
 from service.errors import FieldError, InvalidRequest, NotFound, StateConflict
+from service.idempotency import REPLAYED, KeyDep
 from service.openapi import problems
-from service.resolve import resolve
 from service.services import Services, ServicesDep
 from service.views import generation_summary, generation_view
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 _GENERATION_ID = re.compile(r"gen_[0-9a-f]{24}")
-_log = structlog.get_logger("gateway")
 
 
 def _generation_id(generation_id: Annotated[str, Path(description="`id` of a generation")]) -> str:
@@ -50,24 +50,22 @@ class ListQuery(BaseModel):
     status_code=202,
     response_model=answers.GenerationView,
     dependencies=[Depends(require_json)],
-    responses=problems(400, 413, 415, 422, 503, accepted=True),
+    responses=problems(400, 409, 410, 413, 415, 422, 503, accepted=True),
 )
 def create(
-    asked: schemas.GenerationParameters, request: Request, response: Response, services: ServicesDep
+    asked: schemas.GenerationParameters,
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: KeyDep,
 ) -> answers.GenerationView:
-    """Queue a generation."""
-    settings = services.settings
-    effective = resolve(asked, services.catalogue, settings.default_model, services.images.take)
-    record = services.records.create(effective, request.state.request_id)
-    try:
-        services.queue.enqueue(record)
-    except (
-        jobs_errors.QueueUnavailable
-    ):  # the record is safe: the reconciler enqueues it when Redis is back
-        _log.warning("enqueue_deferred", job_id=record.id)
-    response.headers["Location"] = f"{router.prefix}/{record.id}"
-    _log.info("generation_created", job_id=record.id, model=effective.model, task=effective.task)
-    return _view(record, response, services)
+    """Queue a generation; the same `Idempotency-Key` again gets the first answer."""
+    made = create_generation(services, asked, caller, request.state.request_id, idempotency_key)
+    response.headers["Location"] = f"{router.prefix}/{made.record.id}"
+    if made.replayed:
+        response.headers[REPLAYED] = "true"
+    return _view(made.record, response, services)
 
 
 @router.get(
@@ -77,11 +75,11 @@ def create(
     responses=problems(422, 503),
 )
 def list_generations(
-    query: Annotated[ListQuery, Query()], services: ServicesDep
+    query: Annotated[ListQuery, Query()], services: ServicesDep, caller: CallerDep
 ) -> answers.GenerationList:
-    """Generations, newest first; a page is not shifted by what is created meanwhile."""
+    """Your generations, newest first; a page is not shifted by what is created meanwhile."""
     try:
-        page = services.records.list(query.cursor, query.limit, query.state)
+        page = services.records.list(query.cursor, query.limit, query.state, caller.owner)
     except ValueError as error:
         wrong = FieldError(parameter="cursor", detail=str(error))
         raise InvalidRequest(f"cursor: {error}", errors=[wrong]) from error
@@ -93,29 +91,29 @@ def list_generations(
     "/{generation_id}",
     operation_id="getGeneration",
     response_model=answers.GenerationView,
-    responses=problems(404, 503, poll=True),
+    responses=problems(404, 410, 503, poll=True),
 )
 def get(
-    generation_id: GenerationId, response: Response, services: ServicesDep
+    generation_id: GenerationId, response: Response, services: ServicesDep, caller: CallerDep
 ) -> answers.GenerationView:
     """A generation: its state, and its result once it has one."""
-    return _view(services.records.get(generation_id), response, services)
+    return _view(services.records.get(generation_id, caller.owner), response, services)
 
 
 @router.post(
     "/{generation_id}/cancel",
     operation_id="cancelGeneration",
     response_model=answers.GenerationView,
-    responses=problems(404, 409, 413, 503),
+    responses=problems(404, 409, 410, 413, 503),
 )
 def cancel(
-    generation_id: GenerationId, response: Response, services: ServicesDep
+    generation_id: GenerationId, response: Response, services: ServicesDep, caller: CallerDep
 ) -> answers.GenerationView:
     """Cancel a generation; computing stops at the next step. Canceling it again changes nothing."""
     try:
-        record = services.records.request_cancel(generation_id)
+        record = services.records.request_cancel(generation_id, caller.owner)
     except jobs_errors.StateConflict as error:
-        record = services.records.get(generation_id)
+        record = services.records.get(generation_id, caller.owner)
         if record.state != JobState.CANCELED:
             raise StateConflict(
                 f"the generation has already {record.state}; there is nothing to cancel"

@@ -8,6 +8,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 
 from service import answers
+from service.auth import CallerDep
 from service.content_types import read_image
 from service.openapi import problems
 from service.services import ServicesDep
@@ -43,7 +44,8 @@ _BODY: dict[str, Any] = {
     responses=problems(400, 413, 415, 422, 503),
     openapi_extra={"requestBody": _BODY},
 )
-async def create(request: Request, services: ServicesDep) -> answers.UploadView:
+async def create(request: Request, services: ServicesDep, caller: CallerDep) -> answers.UploadView:
     """Store a control image, upright, without metadata, transparency over black, ≤ 2048 px."""
     data = await read_image(request)
-    return upload_view(await anyio.to_thread.run_sync(services.images.keep, data))
+    upload = await anyio.to_thread.run_sync(services.images.keep, data, caller.owner)
+    return upload_view(upload)

@@ -24,7 +24,19 @@ def test_the_command_alone_imports_no_room() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "generate", "gateway", "worker", "reconciler", "heads list", "models list", "version"],
+    [
+        "up",
+        "generate",
+        "gateway",
+        "worker",
+        "reconciler",
+        "heads list",
+        "models list",
+        "version",
+        "keys create",
+        "keys list",
+        "keys revoke",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = runner.invoke(cli.app, [*command.split(), "--help"])

@@ -128,6 +128,7 @@ def make_settings(valkey: Server, s3: S3, registry: Path) -> Callable[..., Gatew
     def make(**changes: Any) -> GatewaySettings:
         core: CoreSettings = settings_for(valkey.url, s3.url)
         values = core.model_dump() | {"registry_dirs": (registry,), "default_model": "tiny"}
+        values |= {"auth": "none"}
         return GatewaySettings.model_validate(values | changes)
 
     return make

@@ -50,6 +50,14 @@ def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
     assert len(ids) == len(set(ids)) == 11
 
 
+def test_the_api_wants_a_key_and_says_so(document: dict[str, Any]) -> None:
+    assert document["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
+    for path, operation in operations(document):
+        guarded = path.startswith("/v1/")
+        assert operation["security"] == ([{"apiKey": []}] if guarded else []), path
+        assert ("401" in operation["responses"]) == guarded, path
+
+
 def test_every_error_is_a_problem(document: dict[str, Any]) -> None:
     for path, operation in operations(document):
         errors = {s: r for s, r in operation["responses"].items() if s[0] in "45"}

@@ -1,0 +1,59 @@
+"""A generation's creation: resolve, admit, enqueue; once for each idempotency key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from jobs.errors import AlreadyMade, QueueUnavailable
+from jobs.record import JobRecord
+from service import schemas
+from service.auth import Caller
+from service.idempotency import bind, claimed
+from service.resolve import resolve
+from service.services import Services
+
+ROUTE = "POST /v1/generations"
+_log = structlog.get_logger("gateway")
+
+
+@dataclass(frozen=True)
+class Created:
+    """The record as it was when it was made, and whether an earlier request made it."""
+
+    record: JobRecord
+    replayed: bool = False
+
+
+def create_generation(
+    services: Services,
+    asked: schemas.GenerationParameters,
+    caller: Caller,
+    request_id: str,
+    idempotency_key: str | None = None,
+) -> Created:
+    """Queue what is asked for, or find what the same request made before.
+
+    Raises:
+        InvalidRequest: a field is wrong; see resolve.py.
+        KeyReused, KeyInFlight: see jobs/idempotency.py.
+        JobExpired: the same request made a generation whose record has expired.
+        QueueFull, QueueUnavailable, StorageUnavailable: it cannot be taken now.
+    """
+    key = bind(idempotency_key, caller.owner, ROUTE, asked)
+    take_image = partial(services.images.take, owner=caller.owner)
+    try:
+        with claimed(services.claims, key):
+            default = services.settings.default_model
+            effective = resolve(asked, services.catalogue, default, take_image)
+            record = services.records.create(effective, request_id, caller.owner, key)
+    except AlreadyMade as earlier:
+        return Created(services.records.get(earlier.made, caller.owner).as_created(), True)
+    try:
+        services.queue.enqueue(record)
+    except QueueUnavailable:  # the record is safe: the reconciler enqueues it when Redis is back
+        _log.warning("enqueue_deferred", job_id=record.id)
+    _log.info("generation_created", job_id=record.id, model=effective.model, task=effective.task)
+    return Created(record)
