@@ -58,6 +58,8 @@ def connect_async(settings: CoreSettings) -> redis.asyncio.Redis:
 def redis_errors() -> Iterator[None]:
     """Raise `QueueUnavailable` where Redis does not answer, is loading, full or read-only.
 
+    A disk that it cannot write to (MISCONF) counts as full.
+
     Raises:
         QueueUnavailable: in place of redis-py's errors; a bug in a command stays a bug.
     """
@@ -67,6 +69,12 @@ def redis_errors() -> Iterator[None]:
         raise QueueUnavailable(f"Redis does not answer: {type(error).__name__}") from error
     except (redis.ReadOnlyError, redis.exceptions.OutOfMemoryError) as error:
         raise QueueUnavailable(f"Redis takes no writes: {type(error).__name__}") from error
+    except redis.ResponseError as error:
+        if "MISCONF" not in str(error):
+            raise
+        raise QueueUnavailable(
+            "Redis takes no writes: it cannot write to its disk, which may be full"
+        ) from error
 
 
 def ping(client: redis.Redis) -> None:

@@ -15,6 +15,7 @@ JobsError
 ├── QueueUnavailable     Redis does not answer
 └── StorageError
     ├── StorageUnavailable   object storage does not answer, or refuses us
+    │   └── StorageFull          …because it has no room left
     └── ObjectNotFound       no object under that key
 """
 
@@ -87,6 +88,10 @@ class StorageError(JobsError):
 
 class StorageUnavailable(StorageError):
     """Object storage does not answer, or refuses our credentials or bucket."""
+
+
+class StorageFull(StorageUnavailable):
+    """Object storage answers and has no room left."""
 
 
 class ObjectNotFound(StorageError):

@@ -240,7 +240,10 @@ class RecordStore:
         self._finish(job_id, attempt, JobState.FAILED, "failure", failure)
 
     def release(self, job_id: str, attempt: int) -> None:
-        """Give the job back for another worker: running → queued; the attempt still counts.
+        """Give the job back for another worker: running → queued.
+
+        The attempt does not count towards `max_attempts`: a deployment that stops its workers
+        four times must not use up a job.
 
         Raises:
             StaleAttempt, JobCanceled: there is nothing to give back.

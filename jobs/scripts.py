@@ -44,6 +44,12 @@ local function sweep(attempt, delay_ms)
   redis.call('ZADD', prefix .. 'sweep', now() + delay_ms, id .. '/' .. attempt .. '/1')
 end
 
+-- attempts that count: those that a worker gave back on purpose do not
+local function used()
+  local found = redis.call('HMGET', record, 'attempt', 'released')
+  return tonumber(found[1]) - tonumber(found[2] or 0)
+end
+
 local function finish(from, to, ttl_s)
   move(from, to)
   redis.call('HSET', record, 'finished_at', now())
@@ -103,7 +109,7 @@ if state == 'running' then
 elseif state ~= 'queued' then
   return {'conflict', state}
 end
-if tonumber(attempt) >= tonumber(ARGV[5]) then return {'exhausted', state} end
+if used() >= tonumber(ARGV[5]) then return {'exhausted', state} end
 attempt = tostring(tonumber(attempt) + 1)
 if state == 'queued' then move('queued', 'running') end
 redis.call('HSET', record, 'attempt', attempt, 'worker', ARGV[2], 'nonce', ARGV[3],
@@ -154,7 +160,7 @@ return {'ok'}
 """
 )
 
-# ARGV: id, attempt, lease in ms
+# ARGV: id, attempt, lease in ms; the attempt no longer counts
 RELEASE = (
     _PRELUDE
     + """
@@ -162,6 +168,7 @@ local refusal = not_owner(ARGV[2])
 if refusal then return refusal end
 move('running', 'queued')
 redis.call('HDEL', record, 'lease_until', 'nonce', 'progress', 'worker')
+redis.call('HINCRBY', record, 'released', 1)
 sweep(ARGV[2], ARGV[3] * 2)
 emit('requeued', cjson.encode({reason = 'released'}))
 return {'ok'}
@@ -207,7 +214,7 @@ EXPIRE_LEASE = (
 local found = redis.call('HMGET', record, 'state', 'attempt', 'lease_until')
 if found[1] ~= 'running' or tonumber(found[3]) > now() then return {'alive'} end
 sweep(found[2], ARGV[5] * 2)
-if tonumber(found[2]) >= tonumber(ARGV[2]) then
+if used() >= tonumber(ARGV[2]) then
   redis.call('HSET', record, 'failure', ARGV[3])
   finish('running', 'failed', ARGV[4])
   emit('failed', ARGV[3])

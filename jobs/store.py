@@ -16,18 +16,27 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from jobs.errors import ObjectNotFound, StorageError, StorageUnavailable
+from jobs.errors import ObjectNotFound, StorageError, StorageFull, StorageUnavailable
 from jobs.settings import CoreSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["ObjectNotFound", "ObjectStore", "StorageError", "StorageUnavailable", "StoredObject"]
+__all__ = [
+    "ObjectNotFound",
+    "ObjectStore",
+    "StorageError",
+    "StorageFull",
+    "StorageUnavailable",
+    "StoredObject",
+]
 
 CONNECT_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 15.0
 ATTEMPTS = 2
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
+_BROKEN = {"InternalError", "500"}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -65,6 +74,16 @@ class ObjectStore:
         with _storage_errors(f"bucket {self._bucket}"):
             self._client.head_bucket(Bucket=self._bucket)
 
+    def server_date(self) -> str | None:
+        """The `Date` of the server's answer, as HTTP has it; None where it sends none.
+
+        Raises:
+            StorageUnavailable, ObjectNotFound: as `ping`.
+        """
+        with _storage_errors(f"bucket {self._bucket}"):
+            answer = self._client.head_bucket(Bucket=self._bucket)
+        return answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+
     def ensure_bucket(self) -> None:
         """Create the bucket where it is missing.
 
@@ -80,8 +99,12 @@ class ObjectStore:
             raise StorageUnavailable(f"{error} (READOUT_S3_… settings)") from error
 
     def put_bytes(self, key: str, data: bytes, media_type: str = "image/png") -> None:
-        """Store an object, whole or not at all."""
-        with _storage_errors(key):
+        """Store an object, whole or not at all.
+
+        Raises:
+            StorageFull: there is no room left for it.
+        """
+        with _storage_errors(key, writing=True):
             self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=media_type)
 
     def get_bytes(self, key: str) -> bytes:
@@ -173,14 +196,20 @@ def _client(settings: CoreSettings, endpoint_url: str | None) -> S3Client:
 
 
 @contextmanager
-def _storage_errors(what: str) -> Iterator[None]:
-    """botocore's errors → ours."""
+def _storage_errors(what: str, *, writing: bool = False) -> Iterator[None]:
+    """botocore's errors → ours; of a full disk, some servers say no better than InternalError."""
     try:
         yield
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _MISSING:
             raise ObjectNotFound(f"no object {what!r} in storage") from error
+        if code in _FULL:
+            raise StorageFull(f"object storage is full: {code}") from error
+        if writing and code in _BROKEN:
+            raise StorageUnavailable(
+                f"object storage takes no writes ({code}): its disk may be full"
+            ) from error
         raise StorageUnavailable(f"object storage refused {what!r}: {code}") from error
     except (BotoCoreError, OSError) as error:
         message = f"object storage does not answer: {type(error).__name__}"

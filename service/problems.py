@@ -39,6 +39,9 @@ _FROM_JOBS: dict[type[Exception], Callable[[Exception], ServiceError]] = {
     jobs_errors.QueueUnavailable: lambda error: errors.QueueIsDown(
         "the job queue does not answer; try again later"
     ),
+    jobs_errors.StorageFull: lambda error: errors.StorageIsDown(
+        "object storage is full; the operator must make room; try again later"
+    ),
     jobs_errors.StorageUnavailable: lambda error: errors.StorageIsDown(
         "object storage does not answer; try again later"
     ),

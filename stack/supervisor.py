@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import selectors
+import shutil
 import signal
 import socket
 import time
@@ -19,13 +20,15 @@ from stack.process import Child, Spec
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 15.0
 SETTLED_S = 20.0
-"""A process that lived this long, or was killed by a signal, was well: it starts again quickly."""
+"""A process that lived this long, was killed, or ended with 0 was well: it starts again quickly."""
 MAX_QUICK_DEATHS = 6
 """Deaths of its own in a row, each before it settled, after which the stack gives up."""
 LOST_GRACE_S = 5.0
 """How long the others may take to end once one of them was lost."""
 WRONG_SETTINGS = 2
 """The exit code of our rooms that another start would not better."""
+FULL_DISK_BYTES = 2**20
+"""Less room than this and a server that ended is taken to have ended for want of it."""
 _SAME_SIGNAL_S = 0.3
 _TICK_S = 0.1
 
@@ -154,9 +157,11 @@ class Supervisor:
         spec = child.spec
         self._forget(child)
         if not spec.restart or child.process.returncode == WRONG_SETTINGS:
-            raise ProcessDied(_obituary(child))
-        by_itself = child.process.returncode >= 0
-        settled = child.age_s > SETTLED_S or not by_itself
+            full = shutil.disk_usage(self._log_dir).free < FULL_DISK_BYTES
+            why = f"; the disk of {self._log_dir} is full: make room and start again"
+            raise ProcessDied(_obituary(child) + (why if full else ""))
+        well = child.process.returncode <= 0  # killed, or a worker that recycles itself
+        settled = child.age_s > SETTLED_S or well
         deaths = 1 if settled else self._deaths.get(spec.name, 0) + 1
         self._deaths[spec.name] = deaths
         if deaths >= MAX_QUICK_DEATHS:

@@ -37,6 +37,8 @@ QUIET_LIBRARIES = {
 """Unless the environment says otherwise: bars and hints of libraries are no log lines."""
 AUTH = "READOUT_AUTH"
 """Unless the environment says `keys`, nobody is asked who they are: the gateway is on loopback."""
+DRAIN_MARGIN_S = 5.0
+"""Of a worker's grace, what is left for its last step and for giving its job back."""
 WORKER_READY_EVENT = "worker.ready"
 
 
@@ -169,17 +171,23 @@ def _start_rooms(
     worker = list(options.worker_command) or [*readout, "worker"]
     workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
     for name in workers:
-        settings = _worker_environment(environment, options.workers)
+        settings = _worker_environment(environment, options)
         supervisor.start(Spec(name, worker, settings, restart=True, grace_s=options.grace_s))
     supervisor.wait_until(lambda: _is_ready(port), "the gateway", START_TIMEOUT_S)
 
 
-def _worker_environment(environment: dict[str, str], workers: int) -> dict[str, str]:
-    """Several workers share the cores: torch's threads must not outnumber them."""
-    threads = max(1, (os.cpu_count() or 1) // max(1, workers))
-    if workers == 1 or "OMP_NUM_THREADS" in environment:
-        return environment
-    return {**environment, "OMP_NUM_THREADS": str(threads)}
+def _worker_environment(environment: dict[str, str], options: Options) -> dict[str, str]:
+    """A worker gives its job back before its grace is over; several share the cores.
+
+    Torch's threads must not outnumber these.
+    """
+    settings = {
+        "READOUT_DRAIN_GRACE_S": f"{max(0.0, options.grace_s - DRAIN_MARGIN_S):g}",
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(1, options.workers))),
+    }
+    if options.workers == 1:
+        del settings["OMP_NUM_THREADS"]
+    return settings | environment
 
 
 def _is_ready(port: int) -> bool:

@@ -23,7 +23,8 @@ from heads_registry.manifest import (
 )
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
-from worker.execute import Execution, LoadImage, execute
+from worker.execute import Execution, LoadImage, Thrift, execute
+from worker.failures import DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.models import ModelCache, resolve_device, resolve_dtype
 from worker.sampler import Diverged, OnStep
@@ -43,11 +44,17 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
         "{error}; lower the weights of the controls or the guidance scale",
     ),
     (
-        torch.OutOfMemoryError,
+        OutOfMemory,
         FailureCode.OUT_OF_MEMORY,
-        "the device has not enough memory; ask for fewer images or a smaller size",
+        "one image of this size needs more memory than there is, even with the cheaper plan; ask "
+        "for a smaller size or fewer controls",
     ),
 )
+
+CHEAPEST = Thrift(batch_images=1, checkpoint=True)
+"""The one other try after running out of memory."""
+LEAK_BYTES = 256 * 2**20
+"""More than this still allocated after everything was dropped, and the process must end."""
 
 log = structlog.get_logger("worker.engine")
 
@@ -111,12 +118,30 @@ class TorchEngine:
     def execute(
         self, request: GenerationRequest, load_image: LoadImage, on_step: OnStep
     ) -> Execution:
-        """Run a request; see worker/execute.py."""
+        """Run a request (worker/execute.py); out of memory, once more by the cheapest plan.
+
+        Raises:
+            OutOfMemory: that was not enough either; all models are dropped.
+            DeviceLost: the device takes no more work.
+        """
+        arguments = (request, self._models, load_image, on_step)
         try:
-            return execute(request, self._models, load_image, on_step)
-        except torch.OutOfMemoryError:
-            self._models.clear()
-            raise
+            return execute(*arguments)
+        except Exception as error:
+            reason = _memory_trouble(error)
+        # Here the exception is gone, and with its traceback every tensor of the run.
+        log.warning("job.out_of_memory", reason=reason, next="one image at a time, checkpointed")
+        self._models.keep_only(request.model)
+        try:
+            return execute(*arguments, CHEAPEST)
+        except Exception as error:
+            reason = _memory_trouble(error)
+        self._models.clear()
+        if self._models.device.type == "cuda":
+            left = torch.cuda.memory_allocated(self._models.device)
+            if left > LEAK_BYTES:
+                raise DeviceLost(f"{left} bytes are still allocated after running out of memory")
+        raise OutOfMemory(reason)
 
     def encode(
         self, image: Image.Image, output: OutputOptions, parameters: dict[str, Any] | None
@@ -130,6 +155,20 @@ class TorchEngine:
             if isinstance(error, kind):
                 return Failure(code=code, message=message.format(error=error))
         return None
+
+
+def _memory_trouble(error: Exception) -> str:
+    """What the allocator said; any other error is raised again.
+
+    Raises:
+        DeviceLost: the CUDA context is broken, and stays so in this process.
+    """
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return text.partition("\n")[0]
+    if isinstance(error, RuntimeError) and "CUDA error" in text:
+        raise DeviceLost(text.partition("\n")[0]) from error
+    raise error
 
 
 def _no_image(_: object) -> Image.Image:

@@ -1,10 +1,11 @@
-"""One job on the device: the effective request in, pictures, readouts and measures out."""
+"""Jobs on the device: effective requests in, pictures, readouts and measures out."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import diffusers
@@ -31,6 +32,19 @@ class EvolutionFrame:
     step: int
     image: Image.Image
     readouts: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """What a run does to need less memory; its pictures differ by rounding alone.
+
+    Attributes:
+        batch_images: most pictures in one sampler batch; None: all of them.
+        checkpoint: compute activations again in the backward pass instead of keeping them.
+    """
+
+    batch_images: int | None = None
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,45 +77,144 @@ class Execution:
 
 
 def execute(
-    request: GenerationRequest, models: ModelCache, load_image: LoadImage, on_step: OnStep
+    request: GenerationRequest,
+    models: ModelCache,
+    load_image: LoadImage,
+    on_step: OnStep,
+    thrift: Thrift = Thrift(),
 ) -> Execution:
-    """Run a request.
+    """Run a request alone; see `execute_together`."""
+    return execute_together([request], models, load_image, on_step, thrift)[0]
+
+
+def execute_together(
+    requests: Sequence[GenerationRequest],
+    models: ModelCache,
+    load_image: LoadImage,
+    on_step: OnStep,
+    thrift: Thrift = Thrift(),
+) -> list[Execution]:
+    """Run requests that share model and sampling plan in one sampler batch.
+
+    Every picture has its own generator, so that its company changes nothing but rounding.
 
     Args:
-        request: effective, all defaults resolved.
+        requests: effective, all defaults resolved; they must agree in `shared_plan`.
         models: cache of loaded models and heads.
         load_image: fetches a stored control image.
         on_step: called before each step with (step_index, num_steps); raise in it to stop.
+        thrift: how to save memory.
+
+    Returns:
+        One execution a request; timings are those of the whole batch.
 
     Raises:
         RegistryError: a model or a head is not there or does not fit.
-        Diverged: latents are no longer finite.
+        Diverged: latents are no longer finite; names the picture among all of them.
     """
     clock = _Clock()
-    model = models.model(request.model)
-    heads = [models.head(request.model, control.head) for control in request.controls]
+    model = models.model(requests[0].model)
+    heads = [
+        [models.head(request.model, control.head) for control in request.controls]
+        for request in requests
+    ]
     clock.lap("load")
+    items, item_heads = [], []
+    for request, own in zip(requests, heads, strict=True):
+        items += _items(model, own, request, load_image)
+        item_heads += [own] * request.num_images
+    clock.lap("prepare")
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    pictures: list[_Picture] = []
+    size = thrift.batch_images or len(items)
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    for index, part in enumerate(parts):
+        samples = _sample(model, part, requests[0], _part_of(on_step, index, len(parts)), thrift)
+        clock.lap("sample")
+        pictures += _pictures(model, samples, item_heads[len(pictures) :][: len(part)])
+        clock.lap("decode")
+    rows = iter(pictures)
+    return [
+        _execution(request, [next(rows) for _ in range(request.num_images)], model, clock.laps)
+        for request in requests
+    ]
+
+
+def _items(
+    model: BaseModel, heads: list[LoadedHead], request: GenerationRequest, load_image: LoadImage
+) -> list[SampleItem]:
+    """One a picture, with the seeds seed, seed + 1, …"""
     targets = tuple(
         _target(model, head, control, request, load_image)
         for head, control in zip(heads, request.controls, strict=True)
     )
-    seeds = [request.seed + index for index in range(request.num_images)]
-    items = [SampleItem(request.prompt, request.negative_prompt, seed, targets) for seed in seeds]
-    clock.lap("prepare")
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-    samples = sample(model, items, _plan(request), on_step=on_step)
-    clock.lap("sample")
+    return [
+        SampleItem(request.prompt, request.negative_prompt, request.seed + index, targets)
+        for index in range(request.num_images)
+    ]
+
+
+def _sample(
+    model: BaseModel,
+    items: list[SampleItem],
+    request: GenerationRequest,
+    on_step: OnStep,
+    thrift: Thrift,
+) -> Samples:
+    with _checkpointing(model, thrift.checkpoint):
+        return sample(model, items, shared_plan(request), on_step=on_step)
+
+
+@contextmanager
+def _checkpointing(model: BaseModel, wanted: bool) -> Iterator[None]:
+    """The U-Net's blocks forget their activations, and repeat them for the backward pass."""
+    if wanted:
+        model.unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if wanted:
+            model.unet.disable_gradient_checkpointing()
+
+
+def _part_of(on_step: OnStep, index: int, count: int) -> OnStep:
+    """The steps of one of `count` runs as steps of the whole."""
+    if count == 1:
+        return on_step
+    return lambda step, num_steps: on_step(index * num_steps + step, count * num_steps)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What became of one item."""
+
+    image: Image.Image
+    distances: list[float]
+    readouts: list[Image.Image]
+    evolution: list[EvolutionFrame]
+
+
+def _pictures(
+    model: BaseModel, samples: Samples, heads: Sequence[list[LoadedHead]]
+) -> list[_Picture]:
     images = to_images(model.decode(samples.latents))
+    readouts = [_readout_images(row, own) for row, own in zip(samples.readouts, heads, strict=True)]
     evolution = _evolution(model, samples, heads)
-    clock.lap("decode")
+    rows = zip(images, samples.distances, readouts, evolution, strict=True)
+    return [_Picture(*row) for row in rows]
+
+
+def _execution(
+    request: GenerationRequest, pictures: list[_Picture], model: BaseModel, laps: dict[str, float]
+) -> Execution:
     return Execution(
-        images=images,
-        seeds=seeds,
-        distances=samples.distances,
-        readouts=[_readout_images(row, heads) for row in samples.readouts],
-        evolution=evolution,
-        timings=clock.laps,
+        images=[picture.image for picture in pictures],
+        seeds=[request.seed + index for index in range(len(pictures))],
+        distances=[picture.distances for picture in pictures],
+        readouts=[picture.readouts for picture in pictures],
+        evolution=[picture.evolution for picture in pictures],
+        timings=dict(laps),
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -172,7 +285,8 @@ def _target(
     )
 
 
-def _plan(request: GenerationRequest) -> SamplingPlan:
+def shared_plan(request: GenerationRequest) -> SamplingPlan:
+    """What requests must agree in, beside the model, to be sampled together."""
     return SamplingPlan(
         height=request.height,
         width=request.width,
@@ -194,13 +308,13 @@ def _readout_images(readouts: list, heads: list[LoadedHead]) -> list[Image.Image
 
 
 def _evolution(
-    model: BaseModel, samples: Samples, heads: list[LoadedHead]
+    model: BaseModel, samples: Samples, heads: Sequence[list[LoadedHead]]
 ) -> list[list[EvolutionFrame]]:
     frames: list[list[EvolutionFrame]] = [[] for _ in range(len(samples.latents))]
     for snapshot in samples.evolution:
         pictures = to_images(model.decode(snapshot.pred_original_sample))
         for row, picture in enumerate(pictures):
-            readouts = _readout_images(snapshot.readouts[row], heads)
+            readouts = _readout_images(snapshot.readouts[row], heads[row])
             frames[row].append(EvolutionFrame(snapshot.step_index, picture, readouts))
     return frames
 
@@ -218,5 +332,5 @@ class _Clock:
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
-        self.laps[stage] = round(now - self._last, 4)
+        self.laps[stage] = round(self.laps.get(stage, 0.0) + now - self._last, 4)
         self._last = now

@@ -4,6 +4,7 @@ Errors that end an attempt, beside `StaleAttempt` and `JobCanceled` of jobs/:
 
     AttemptStopped
     ├── DeadlineExceeded   the attempt ran longer than `job_deadline_s`
+    ├── Drained            the worker stops; another one is to run the job
     └── Interrupted        the queue told this worker to stop the job
 """
 
@@ -39,6 +40,10 @@ class DeadlineExceeded(AttemptStopped):
     """The attempt ran longer than its deadline."""
 
 
+class Drained(AttemptStopped):
+    """The worker stops and its grace is over; another one is to run the job."""
+
+
 class Interrupted(AttemptStopped):
     """The queue told this worker to stop the job."""
 
@@ -46,8 +51,12 @@ class Interrupted(AttemptStopped):
 class Lease:
     """Holds one attempt; `on_step` goes into the sampler's loop.
 
-    A thread renews the lease every quarter of it and watches for a step that hangs. While Redis is
-    away the attempt computes on: if nobody took the job over meanwhile, it is still its own.
+    A thread renews the lease every quarter of it. While Redis is away the attempt computes on: if
+    nobody took the job over meanwhile, it is still its own. The same thread is the watchdog of a
+    device that hangs: it ends the process, since nothing else ends a CUDA call.
+
+        no step for `stall_s`                  the lease runs out and the job runs elsewhere
+        past the deadline and `hang_grace_s`   the job has timed out
     """
 
     def __init__(
@@ -66,6 +75,9 @@ class Lease:
         self._deadline_s = settings.job_deadline_s
         self._deadline = time.monotonic() + settings.job_deadline_s
         self._hang_grace_s = settings.hang_grace_s
+        self._stall_s = settings.stall_s
+        self._watched_since: float | None = None
+        self._drain_at: float | None = None
         self._on_hang = on_hang
         self._lost: Exception | None = None
         self._ended = threading.Event()
@@ -86,15 +98,19 @@ class Lease:
         """Stop at the next step, as the queue's stop command asks for."""
         self._lost = Interrupted("the queue told this worker to stop the job")
 
+    def drain(self, grace_s: float) -> None:
+        """The worker stops: if the job is not done in `grace_s`, give it back at its next step."""
+        self._drain_at = time.monotonic() + grace_s
+
     def on_step(self, step_index: int, num_steps: int) -> None:
         """Called before each step; costs one round trip to Redis at most.
 
         Raises:
-            StaleAttempt, JobCanceled, DeadlineExceeded, Interrupted: stop computing.
+            StaleAttempt, JobCanceled, DeadlineExceeded, Drained, Interrupted: stop computing.
         """
         self.last_step_at = datetime.now(UTC)
+        self._watched_since = now = time.monotonic()
         self.raise_if_over()
-        now = time.monotonic()
         if now < self._quiet_until:
             return
         try:
@@ -112,8 +128,9 @@ class Lease:
         """Say that all steps are done and what follows.
 
         Raises:
-            StaleAttempt, JobCanceled, DeadlineExceeded, Interrupted: stop.
+            StaleAttempt, JobCanceled, DeadlineExceeded, Drained, Interrupted: stop.
         """
+        self._watched_since = None
         self.raise_if_over()
         with suppress(QueueUnavailable):
             self._report(Progress(step=num_steps, total_steps=num_steps, stage=stage))
@@ -122,11 +139,14 @@ class Lease:
         """Raise what ended the attempt, if something did; asks nobody.
 
         Raises:
-            StaleAttempt, JobCanceled, DeadlineExceeded, Interrupted: stop.
+            StaleAttempt, JobCanceled, DeadlineExceeded, Drained, Interrupted: stop.
         """
         if self._lost is not None:
             raise self._lost
-        if time.monotonic() > self._deadline:
+        now = time.monotonic()
+        if self._drain_at is not None and now > self._drain_at:
+            raise Drained("the worker stops")
+        if now > self._deadline:
             raise DeadlineExceeded(
                 f"the job ran longer than {self._deadline_s:g} s; ask for fewer images, fewer "
                 "steps or a smaller size"
@@ -143,17 +163,19 @@ class Lease:
                 self._lost = self._lost or error
             except JobsError as error:
                 log.warning("lease.not_renewed", job_id=self.job_id, reason=str(error))
-            if time.monotonic() > self._deadline + self._hang_grace_s:
-                self._give_up()
-                return
+            now, since = time.monotonic(), self._watched_since
+            if now > self._deadline + self._hang_grace_s:
+                self._time_out()
+            elif since is None or now <= since + self._stall_s:
+                continue
+            log.error("job.hangs", job_id=self.job_id, last_step_at=self.last_step_at.isoformat())
+            self._on_hang()
+            return
 
-    def _give_up(self) -> None:
-        """A step hangs: the job timed out, and this process is of no more use."""
-        log.error("job.hangs", job_id=self.job_id, last_step_at=self.last_step_at.isoformat())
+    def _time_out(self) -> None:
         failure = Failure(
             code=FailureCode.TIMED_OUT,
             message=f"the job hung past its deadline of {self._deadline_s:g} s",
         )
         with suppress(JobsError):
             self._records.fail(self.job_id, self.attempt, failure)
-        self._on_hang()

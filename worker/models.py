@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -113,6 +114,12 @@ class ModelCache:
         )
         return heads + sum(model.nbytes for model in self._models.values())
 
+    def keep_only(self, name: str) -> None:
+        """Drop every other model, and what the allocator keeps of earlier runs."""
+        self._models = OrderedDict((key, m) for key, m in self._models.items() if key == name)
+        self._heads = {key: head for key, head in self._heads.items() if key[0] == name}
+        self._release()
+
     def clear(self) -> None:
         """Drop everything, as after running out of memory."""
         self._models.clear()
@@ -126,5 +133,6 @@ class ModelCache:
             self._release()
 
     def _release(self) -> None:
+        gc.collect()  # what a failed run left in cycles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

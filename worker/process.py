@@ -7,6 +7,7 @@ Deviations from rq.SimpleWorker, each with its reason:
     kill_horse         RQ's stop command does nothing in a SimpleWorker; here the job ends at its
                        next step
     request_stop       RQ's talks to Redis inside the signal handler, in the middle of a job
+    execute_job        a process that is worn out, by settings or by its device, ends between jobs
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rq.worker import WorkerStatus as RqStatus
 
 from jobs.connection import connect
 from jobs.errors import JobsError, StorageUnavailable
-from jobs.queue import open_queue
+from jobs.queue import JobQueue, open_queue
 from jobs.record import RecordStore
 from jobs.store import ObjectStore
 from jobs.workers import WorkerBoard, WorkerStatus
@@ -67,13 +68,11 @@ class ReadoutWorker(SimpleWorker):
     max_connection_wait_time = 5.0
     log_result_lifespan = False
 
-    def __init__(
-        self, *args: Any, interrupt: Callable[[], None], stop: threading.Event, **kwargs: Any
-    ) -> None:
-        """As `SimpleWorker`: `interrupt` ends the job, the first signal sets `stop`."""
+    def __init__(self, *args: Any, runner: Runner, stop: threading.Event, **kwargs: Any) -> None:
+        """As `SimpleWorker`: jobs are `runner`'s, the first signal sets `stop`."""
         super().__init__(*args, **kwargs)
         self._stop_asked = stop
-        self._interrupt = interrupt
+        self._runner = runner
 
     def get_heartbeat_ttl(self, job: Any, working_time: float = 0.0) -> int:
         """The same for every job: the pulse renews it."""
@@ -93,11 +92,20 @@ class ReadoutWorker(SimpleWorker):
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
         """RQ's stop command: the job ends at its next step."""
-        self._interrupt()
+        self._runner.interrupt()
+
+    def execute_job(self, job: Any, queue: Any) -> None:
+        """RQ's; then the end, where the process is worn out: who supervises it starts another."""
+        super().execute_job(job, queue)
+        if reason := self._runner.worn_out:
+            log.warning("worker.recycles", reason=reason)
+            self._stop_asked.set()
+            self._stop_requested = True
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """The first SIGTERM or SIGINT: finish the running job, then end."""
+        """The first SIGTERM or SIGINT: finish the job, or give it back in time, then end."""
         self._stop_asked.set()
+        self._runner.drain()
         self._shutdown_requested_date = now()
         signal.signal(signal.SIGINT, self.request_force_stop)
         signal.signal(signal.SIGTERM, self.request_force_stop)
@@ -177,7 +185,8 @@ def run_worker(settings: WorkerSettings, engine: Engine) -> None:
         store.ensure_bucket()
     except StorageUnavailable as error:
         log.warning("worker.storage_unavailable", reason=str(error))
-    runner = Runner(settings, name, RecordStore(client, settings), store, engine)
+    queue = JobQueue(settings)
+    runner = Runner(settings, name, RecordStore(client, settings), store, engine, queue)
     serve_with(runner)
 
     def on_ready() -> None:
@@ -185,8 +194,8 @@ def run_worker(settings: WorkerSettings, engine: Engine) -> None:
         log.info("worker.ready", worker=name, pid=os.getpid(), **facts)
 
     serve(settings, runner, on_ready)
-    client.close()
-    store.close()
+    for connection in (client, store, queue):
+        connection.close()
     log.info("worker.stopped", worker=name, jobs_done=runner.activity.jobs_done)
 
 
@@ -217,7 +226,8 @@ def serve(settings: WorkerSettings, runner: Runner, on_ready: Callable[[], None]
                 return
             finally:
                 pulse.follow(None)
-            stop.wait(_RECONNECT_PAUSE_S)
+            with suppress(StopRequested):  # the handler of the worker that has just ended
+                stop.wait(_RECONNECT_PAUSE_S)
     finally:
         pulse.stop()
 
@@ -233,6 +243,6 @@ def _rq_worker(settings: WorkerSettings, runner: Runner, stop: threading.Event) 
         maintenance_interval=MAINTENANCE_INTERVAL_S,
         default_result_ttl=0,
         log_job_description=False,
-        interrupt=runner.interrupt,
+        runner=runner,
         stop=stop,
     )

@@ -6,15 +6,16 @@ job alone can do; one that lost it deletes what it made.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
 import structlog
 from PIL import Image, UnidentifiedImageError
 
@@ -26,13 +27,16 @@ from jobs.errors import (
     QueueUnavailable,
     StaleAttempt,
     StateConflict,
+    StorageFull,
     StorageUnavailable,
 )
+from jobs.queue import JobQueue
 from jobs.record import Failure, FailureCode, JobRecord, RecordStore
 from jobs.request import GenerationRequest, OutputOptions, StoredImage
 from jobs.result import attempt_prefix
 from jobs.store import ObjectStore
-from worker.lease import DeadlineExceeded, Interrupted, Lease
+from worker.failures import DeviceLost
+from worker.lease import DeadlineExceeded, Drained, Interrupted, Lease
 from worker.patience import patiently
 from worker.publish import Publication, publish
 from worker.settings import WorkerSettings
@@ -94,14 +98,28 @@ class Runner:
         records: RecordStore,
         store: ObjectStore,
         engine: Engine,
+        queue: JobQueue | None = None,
     ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            settings: patience, deadline and wear.
+            name: of this worker, for the records.
+            records: the truth.
+            store: where results go.
+            engine: what computes.
+            queue: where jobs that are given back go; None leaves that to the reconciler.
+        """
         self.name = name
         self.engine = engine
         self._settings = settings
         self._records = records
         self._store = store
+        self._queue = queue
         self._lease: Lease | None = None
         self._jobs_done = 0
+        self._drains = False
+        self._device_lost = False
 
     @property
     def activity(self) -> Activity:
@@ -114,6 +132,26 @@ class Runner:
         """Stop the job that runs, at its next step."""
         if self._lease is not None:
             self._lease.interrupt()
+
+    def drain(self) -> None:
+        """The worker stops: the job that runs has `drain_grace_s`, then it is given back."""
+        self._drains = True
+        if self._lease is not None:
+            self._lease.drain(self._settings.drain_grace_s)
+
+    @property
+    def worn_out(self) -> str | None:
+        """Why this process should end now, between two jobs; None: it need not."""
+        settings = self._settings
+        if self._device_lost:
+            return "the device takes no more work"
+        if settings.recycle_jobs and self._jobs_done >= settings.recycle_jobs:
+            return f"it has run {self._jobs_done} jobs"
+        if settings.recycle_rss_bytes:
+            resident = psutil.Process().memory_info().rss
+            if resident > settings.recycle_rss_bytes:
+                return f"it holds {resident} bytes of memory"
+        return None
 
     def run(self, job_id: str) -> None:
         """One attempt of a job, whatever comes of it; expected outcomes raise nothing."""
@@ -132,6 +170,8 @@ class Runner:
             start = time.perf_counter()
             with Lease(self._records, self._settings, job_id, attempt) as lease:
                 self._lease = lease
+                if self._drains:
+                    lease.drain(self._settings.drain_grace_s)
                 try:
                     event |= self._attempt(record, lease)
                 finally:
@@ -158,13 +198,27 @@ class Runner:
             self._tell(lambda: self._records.request_cancel(lease.job_id))
             self._tell(lambda: self._records.acknowledge_cancel(lease.job_id, lease.attempt))
             return {"outcome": "canceled", "reason": "stopped by the queue"}
+        except Drained:
+            self._give_back(lease)
+            return {"outcome": "released"}
+        except DeviceLost as error:  # the lease runs out, and the attempt counts
+            self._device_lost = True
+            return {"outcome": "lost", "reason": str(error)}
         except (SystemExit, KeyboardInterrupt):
-            with suppress(JobsError):
-                self._records.release(lease.job_id, lease.attempt)
-            log.info("job.released")
+            self._give_back(lease)
             raise
         except Exception as error:
             return self._fail(lease, error)
+
+    def _give_back(self, lease: Lease) -> None:
+        """The job goes to another worker, at once where that can be."""
+        try:
+            self._records.release(lease.job_id, lease.attempt)
+            if self._queue is not None:
+                self._queue.enqueue_id(lease.job_id)
+        except JobsError as error:  # then its lease runs out, or the reconciler enqueues it
+            log.warning("job.not_given_back", reason=str(error))
+        log.info("job.released")
 
     def _generate(self, record: JobRecord, lease: Lease) -> dict[str, Any]:
         request = record.request
@@ -224,6 +278,12 @@ class Runner:
         match error:
             case DeadlineExceeded():
                 return Failure(code=FailureCode.TIMED_OUT, message=str(error))
+            case StorageFull():
+                message = "object storage is full; the operator must make room; then try again"
+                return Failure(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
+            case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = "the worker's disk is full; the operator must make room; then try again"
+                return Failure(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
             case StorageUnavailable():
                 message = "object storage did not answer; the operator must see to it; try later"
                 return Failure(code=FailureCode.STORAGE_UNAVAILABLE, message=message)

@@ -30,6 +30,19 @@ class WorkerSettings(CoreSettings):
     hang_grace_s: float = Field(
         60.0, gt=0, description="past its deadline, after which a hanging step ends the process"
     )
+    stall_s: float = Field(
+        300.0, gt=0, description="longest step; a longer one ends the process, the job runs again"
+    )
+    drain_grace_s: float = Field(
+        25.0,
+        ge=0,
+        description="how long a running job may go on after SIGTERM before it is given back; less "
+        "than the grace period of who sends it (Kubernetes: 30 s)",
+    )
+    recycle_jobs: int = Field(0, ge=0, description="jobs after which the worker ends; 0: never")
+    recycle_rss_bytes: int = Field(
+        0, ge=0, description="resident memory beyond which the worker ends after its job; 0: never"
+    )
 
     @field_validator("warm_models", mode="before")
     @classmethod

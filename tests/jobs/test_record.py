@@ -229,6 +229,19 @@ def test_a_released_job_starts_again(records: RecordStore) -> None:
     assert records.start(job, "w") == attempt + 1
 
 
+def test_a_released_attempt_does_not_count(
+    records: RecordStore, client: redis.Redis, core_settings: CoreSettings
+) -> None:
+    job = records.create(a_request()).id
+    for _ in range(core_settings.max_attempts + 2):
+        records.release(job, records.start(job, "w"))
+    for _ in range(core_settings.max_attempts):
+        records.start(job, "w")
+        let_lease_expire(client, core_settings, job)
+        state = records.expire_lease(job, FAILURE)
+    assert state is JobState.FAILED
+
+
 def test_admission_is_bounded_under_concurrency(
     client: redis.Redis, core_settings: CoreSettings
 ) -> None:

@@ -42,6 +42,7 @@ class Model:
     def __init__(self, max_attempts: int) -> None:
         self.max_attempts = max_attempts
         self.state, self.attempt, self.alive = JobState.QUEUED, 0, False
+        self.released = 0
 
     def apply(self, action: str, token: int) -> bool:
         """Whether it is allowed, and what then holds."""
@@ -51,7 +52,7 @@ class Model:
                 free = self.state is JobState.QUEUED or (
                     self.state is JobState.RUNNING and not self.alive
                 )
-                if not free or self.attempt >= self.max_attempts:
+                if not free or self.attempt - self.released >= self.max_attempts:
                     return False
                 self.state, self.attempt, self.alive = JobState.RUNNING, self.attempt + 1, True
             case "heartbeat":
@@ -67,7 +68,7 @@ class Model:
             case "release":
                 if not owner:
                     return False
-                self.state = JobState.QUEUED
+                self.state, self.released = JobState.QUEUED, self.released + 1
             case "cancel":
                 if self.state.terminal:
                     return False
@@ -76,7 +77,7 @@ class Model:
                 self.alive = False
             case "expire":
                 if self.state is JobState.RUNNING and not self.alive:
-                    used_up = self.attempt >= self.max_attempts
+                    used_up = self.attempt - self.released >= self.max_attempts
                     self.state = JobState.FAILED if used_up else JobState.QUEUED
         return True
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import threading
 import time
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from jobs.settings import CoreSettings
-from jobs.store import ObjectNotFound, ObjectStore, StorageUnavailable
+from jobs.store import ObjectNotFound, ObjectStore, StorageFull, StorageUnavailable
 from tests.servers import running_s3, settings_for
 
 KEY = "jobs/gen_1/1/image-000.png"
@@ -110,3 +112,37 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
     store = ObjectStore(core_settings)
     store.ensure_bucket()
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "says"),
+    [
+        (507, "XMinioStorageFull", StorageFull, "is full"),
+        (500, "InternalError", StorageUnavailable, "its disk may be full"),
+    ],
+)
+def test_a_full_disk_is_said_as_plainly_as_the_server_says_it(
+    core_settings: CoreSettings, status: int, code: str, error: type[Exception], says: str
+) -> None:
+    """What MinIO and rclone answer on a full disk (rclone: tried on a full tmpfs)."""
+
+    class Full(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = f"<Error><Code>{code}</Code><Message>full</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        store = ObjectStore(core_settings.model_copy(update={"s3_endpoint_url": url}))
+        with pytest.raises(error, match=says):
+            store.put_bytes("a", b"x")
+        store.close()
+        server.shutdown()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
@@ -14,11 +15,12 @@ from structlog.testing import capture_logs
 from jobs.connection import connect
 from jobs.record import FailureCode, JobState, RecordStore
 from jobs.request import GenerationRequest, OutputOptions, SpatialControl, StoredImage
-from jobs.store import ObjectStore
+from jobs.store import ObjectStore, StorageFull
 from tests.jobs.samples import a_request, let_lease_expire
 from tests.servers import running_s3, running_valkey, settings_for
 from tests.worker.conftest import Stack
 from tests.worker.fakes import FakeEngine
+from worker.failures import DeviceLost
 from worker.run import Runner
 from worker.run import run as entry_point
 from worker.settings import WorkerSettings
@@ -157,6 +159,72 @@ def test_a_step_that_hangs_ends_the_process_and_the_job(
     failure = stack.records.get(job).failure
     assert failure is not None
     assert failure.code is FailureCode.TIMED_OUT
+
+
+def test_a_step_that_stalls_ends_the_process_and_the_job_runs_again(stack: Stack) -> None:
+    from worker.lease import Lease
+
+    ended = threading.Event()
+    settings = stack.settings.model_copy(update={"stall_s": 0.1, "lease_s": 0.2})
+    job = stack.records.create(a_request()).id
+    attempt = stack.records.start(job, "w")
+    with Lease(stack.records, settings, job, attempt, on_hang=ended.set) as lease:
+        assert not ended.wait(0.3)  # nothing is watched before the first step
+        lease.on_step(0, 10)
+        assert ended.wait(5)
+    assert stack.records.get(job).state is JobState.RUNNING
+    let_lease_expire(stack.client, stack.settings, job)
+    assert stack.records.start(job, "another") == 2
+
+
+def test_a_lost_device_costs_the_worker_and_not_the_job(stack: Stack) -> None:
+    def lose(step_index: int) -> None:
+        raise DeviceLost("CUDA error: an illegal memory access was encountered")
+
+    runner = a_runner(stack, FakeEngine(before_step=lose))
+    job = stack.records.create(a_request()).id
+    assert runner.worn_out is None
+    runner.run(job)
+    assert stack.records.get(job).state is JobState.RUNNING
+    assert runner.worn_out == "the device takes no more work"
+
+
+def test_a_worker_that_holds_too_much_memory_is_worn_out(stack: Stack) -> None:
+    assert a_runner(stack, recycle_rss_bytes=2**50).worn_out is None
+    assert "bytes of memory" in str(a_runner(stack, recycle_rss_bytes=1).worn_out)
+
+
+def test_draining_gives_the_job_back(stack: Stack) -> None:
+    def drain_at_5(step_index: int) -> None:
+        if step_index == 5:
+            runner.drain()
+
+    engine = FakeEngine(step_s=0.01, before_step=drain_at_5)
+    settings = stack.settings.model_copy(update={"drain_grace_s": 0.0})
+    runner = Runner(settings, "w", stack.records, stack.store, engine, stack.queue)
+    job = stack.records.create(a_request()).id
+    runner.run(job)
+    assert stack.records.get(job).state is JobState.QUEUED
+    assert list(stack.queue.waiting()) == [job]
+
+
+def test_a_full_disk_is_said_plainly(stack: Stack) -> None:
+    class Full(ObjectStore):
+        def put_bytes(self, key: str, data: bytes, media_type: str = "image/png") -> None:
+            raise StorageFull("object storage is full: XMinioStorageFull")
+
+    def no_room(step_index: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    code, message = outcome(stack, a_request(), FakeEngine(before_step=no_room))
+    assert (code, "the worker's disk is full" in message) == ("storage_unavailable", True)
+    full = Full(stack.settings)
+    job = stack.records.create(a_request()).id
+    a_runner(replace(stack, store=full), storage_patience_s=0.3).run(job)
+    full.close()
+    failure = stack.records.get(job).failure
+    assert failure is not None
+    assert "object storage is full" in failure.message
 
 
 def test_cancel_stops_at_the_next_step(stack: Stack) -> None:

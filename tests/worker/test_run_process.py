@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 class Worker:
     """A worker process and what it logs."""
 
-    def __init__(self, stack: Stack, step_s: float = 0.0) -> None:
-        environment = environment_of(stack.settings) | {"FAKE_STEP_S": str(step_s)}
+    def __init__(self, stack: Stack, step_s: float = 0.0, **variables: object) -> None:
+        environment = environment_of(stack.settings, **variables) | {"FAKE_STEP_S": str(step_s)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.worker.fakes"],
             cwd=ROOT,
@@ -67,9 +67,9 @@ class Worker:
 
 
 @contextmanager
-def a_worker(stack: Stack, step_s: float = 0.0) -> Iterator[Worker]:
+def a_worker(stack: Stack, step_s: float = 0.0, **variables: object) -> Iterator[Worker]:
     """A worker that is ready; killed in the end."""
-    worker = Worker(stack, step_s)
+    worker = Worker(stack, step_s, **variables)
     try:
         worker.wait_until_ready()
         yield worker
@@ -167,3 +167,31 @@ def test_the_job_of_a_killed_worker_runs_again_and_succeeds_once(
     assert done.result is not None
     keys = set(stack.store.list_keys(f"jobs/{record.id}/"))
     assert keys == {done.result.manifest_key, done.result.images[0].key}
+
+
+def test_sigterm_gives_a_long_job_back_in_time_and_it_does_not_count(stack: Stack) -> None:
+    record = stack.records.create(a_request(num_inference_steps=10))
+    with a_worker(stack, step_s=1.0, DRAIN_GRACE_S=0.5, MAX_ATTEMPTS=1) as worker:
+        stack.queue.enqueue(record)
+        wait_for(stack, record.id, JobState.RUNNING)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(timeout=8) == 0
+        assert stack.records.get(record.id).state is JobState.QUEUED
+        assert list(stack.queue.waiting()) == [record.id]
+        outcomes = [event.get("outcome") for event in worker.events()]
+        assert "released" in outcomes
+    with a_worker(stack, MAX_ATTEMPTS=1):
+        wait_for(stack, record.id, JobState.SUCCEEDED)
+    assert stack.records.get(record.id).attempt == 2
+
+
+def test_a_worker_recycles_itself_between_two_jobs(stack: Stack) -> None:
+    records = [stack.records.create(a_request()) for _ in range(3)]
+    with a_worker(stack, RECYCLE_JOBS=2) as worker:
+        for record in records:
+            stack.queue.enqueue(record)
+        assert worker.process.wait(timeout=30) == 0
+        (event,) = [event for event in worker.events() if event["event"] == "worker.recycles"]
+        assert event["reason"] == "it has run 2 jobs"
+    states = [stack.records.get(record.id).state for record in records]
+    assert states == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.QUEUED]
