@@ -161,6 +161,15 @@ def reconciler(check: CheckOption = False) -> None:
 
 
 @app.command()
+def doctor() -> None:
+    """Look at Redis, storage, models, heads, device and clocks; say what is wrong."""
+    import doctor as examination
+    from jobs.settings import CoreSettings
+
+    raise typer.Exit(examination.main(_settings(CoreSettings), typer.echo))
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     control: Annotated[
