@@ -39,7 +39,7 @@ class Listing:
         while True:
             wanted = limit + 1 - len(records)
             found = self._range(index, below, wanted)
-            records = (*records, *self._fetch(job_id for job_id, _ in found))
+            records = (*records, *self.fetch(job_id for job_id, _ in found))
             if len(found) < wanted or len(records) > limit:
                 break
             below = f"({int(found[-1][1])}"
@@ -55,7 +55,7 @@ class Listing:
             )
         return cast("Sequence[tuple[str, float]]", found)
 
-    def _fetch(self, job_ids: Iterable[str]) -> Sequence[JobRecord]:
+    def fetch(self, job_ids: Iterable[str]) -> Sequence[JobRecord]:
         """The records that still exist."""
         with redis_errors(), self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:

@@ -109,10 +109,14 @@ class Reconciler:
                 self._queue.enqueue_id(job_id)
 
     def _enqueue_missing(self) -> None:
-        """Enqueue records that were in no list in two passes running; one may just be moving."""
-        queued = self._records.active(JobState.QUEUED)
-        missing = set(queued) - set(self._queue.waiting())
-        for job_id in missing & self._missing:
+        """Write tickets where fewer wait than jobs do, two passes running; one may just be moving.
+
+        Which job a ticket names does not matter: a worker takes what is next in line.
+        """
+        queued, tickets = self._records.active(JobState.QUEUED), self._queue.waiting()
+        missing = set(queued) - set(tickets)
+        short = max(0, len(queued) - len(tickets))
+        for job_id in sorted(missing & self._missing)[:short]:
             log.warning("job.enqueued_again", job_id=job_id)
             self._queue.forget_popped(job_id)
             self._queue.enqueue_id(job_id)

@@ -45,6 +45,7 @@ from jobs.keys import index_key, record_key, tombstone_key
 from jobs.listing import Listing
 from jobs.request import GenerationRequest
 from jobs.result import ResultSummary
+from jobs.schedule import Priority, slot
 from jobs.settings import CoreSettings
 from jobs.state import (
     LOCAL_OWNER,
@@ -99,6 +100,7 @@ class RecordStore:
         request_id: str = "",
         owner: str = LOCAL_OWNER,
         idempotency: IdempotencyKey | None = None,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> JobRecord:
         """Admit a job, or refuse it because the service is full; one atomic step.
 
@@ -107,6 +109,7 @@ class RecordStore:
             request_id: of the HTTP request, for logs.
             owner: whose job it will be.
             idempotency: the client's key; its entry is written in the same step.
+            priority: its place in the line, see jobs/schedule.py.
 
         Raises:
             QueueFull: `max_queued` jobs wait or run.
@@ -127,6 +130,7 @@ class RecordStore:
             owner,
             fingerprint,
             self._settings.idempotency_ttl_s,
+            slot(request, priority),
             more_keys=entry,
         )
         refuse_key(reply)
@@ -191,6 +195,26 @@ class RecordStore:
         if reply[0] == "exhausted":
             raise StateConflict(f"job {job_id} has no attempts left", reply[1])
         return int(reply[1])
+
+    def take(self, worker: str, most_images: int = 1, most_pixels: int = 0) -> Sequence[JobRecord]:
+        """Take the job that is next in line, and jobs that may be computed together with it.
+
+        Args:
+            worker: who takes them.
+            most_images: of all jobs taken; the first is taken whatever it has.
+            most_pixels: of all images of all jobs, the same.
+
+        Returns:
+            The jobs as they are now, running; none when nobody waits. `attempt` is the token
+            that every later transition needs.
+        """
+        nonce = secrets.token_hex(8)
+        reply = self._transitions.run(
+            "TAKE", "", worker, nonce, self._lease_ms, most_images, most_pixels
+        )
+        taken = dict(zip(reply[1::2], map(int, reply[2::2]), strict=True))
+        found = self._listing.fetch(taken)
+        return [record.model_copy(update={"attempt": taken[record.id]}) for record in found]
 
     def heartbeat(self, job_id: str, attempt: int) -> None:
         """Renew the attempt's lease.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -23,8 +24,8 @@ from heads_registry.manifest import (
 )
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
-from worker.execute import Execution, LoadImage, Thrift, execute
-from worker.failures import DeviceLost, OutOfMemory
+from worker.execute import Execution, LoadImage, Thrift, execute, execute_together
+from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.models import ModelCache, resolve_device, resolve_dtype
 from worker.sampler import Diverged, OnStep
@@ -142,6 +143,22 @@ class TorchEngine:
             if left > LEAK_BYTES:
                 raise DeviceLost(f"{left} bytes are still allocated after running out of memory")
         raise OutOfMemory(reason)
+
+    def execute_together(
+        self, requests: Sequence[GenerationRequest], load_image: LoadImage, on_step: OnStep
+    ) -> list[Execution]:
+        """Run requests of one group in one batch (worker/execute.py).
+
+        Raises:
+            BatchTooLarge: out of memory; what the run held is gone.
+            DeviceLost: the device takes no more work.
+        """
+        try:
+            return execute_together(requests, self._models, load_image, on_step)
+        except Exception as error:
+            reason = _memory_trouble(error)
+        self._models.keep_only(requests[0].model)
+        raise BatchTooLarge(reason)
 
     def encode(
         self, image: Image.Image, output: OutputOptions, parameters: dict[str, Any] | None

@@ -5,6 +5,7 @@ Errors that end an attempt, beside `StaleAttempt` and `JobCanceled` of jobs/:
     AttemptStopped
     ├── DeadlineExceeded   the attempt ran longer than `job_deadline_s`
     ├── Drained            the worker stops; another one is to run the job
+    ├── AllOver            of jobs that run together, none is wanted any more
     └── Interrupted        the queue told this worker to stop the job
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Self
@@ -42,6 +43,10 @@ class DeadlineExceeded(AttemptStopped):
 
 class Drained(AttemptStopped):
     """The worker stops and its grace is over; another one is to run the job."""
+
+
+class AllOver(AttemptStopped):
+    """Of jobs that run together, none is wanted any more."""
 
 
 class Interrupted(AttemptStopped):
@@ -97,6 +102,10 @@ class Lease:
     def interrupt(self) -> None:
         """Stop at the next step, as the queue's stop command asks for."""
         self._lost = Interrupted("the queue told this worker to stop the job")
+
+    def lose(self, error: Exception) -> None:
+        """Remember why the attempt is over, for `raise_if_over`; the first reason stays."""
+        self._lost = self._lost or error
 
     def drain(self, grace_s: float) -> None:
         """The worker stops: if the job is not done in `grace_s`, give it back at its next step."""
@@ -160,7 +169,7 @@ class Lease:
             try:
                 self._records.heartbeat(self.job_id, self.attempt)
             except (StaleAttempt, JobNotFound) as error:
-                self._lost = self._lost or error
+                self.lose(error)
             except JobsError as error:
                 log.warning("lease.not_renewed", job_id=self.job_id, reason=str(error))
             now, since = time.monotonic(), self._watched_since
@@ -179,3 +188,26 @@ class Lease:
         )
         with suppress(JobsError):
             self._records.fail(self.job_id, self.attempt, failure)
+
+
+class Company:
+    """The leases of jobs that run in one batch: its `on_step` goes on while any job is wanted."""
+
+    def __init__(self, leases: Sequence[Lease]) -> None:
+        self._wanted = list(leases)
+
+    def on_step(self, step_index: int, num_steps: int) -> None:
+        """Before each step: who was canceled or lost leaves, and the others go on.
+
+        Raises:
+            DeadlineExceeded, Drained, Interrupted: it ends for all.
+            AllOver: nobody is left.
+        """
+        for lease in tuple(self._wanted):
+            try:
+                lease.on_step(step_index, num_steps)
+            except (StaleAttempt, JobNotFound) as error:
+                lease.lose(error)
+                self._wanted.remove(lease)
+        if not self._wanted:
+            raise AllOver("no job of the batch is wanted any more")

@@ -1,33 +1,32 @@
-"""One job's course: take it, compute, store, publish; or say why not. RQ calls `run` with its id.
+"""The course of jobs: take them, compute, store, publish; or say why not. RQ calls `run`.
 
-What is stored becomes visible only through `RecordStore.succeed`, which the attempt that owns the
-job alone can do; one that lost it deletes what it made.
+RQ's job is a ticket and means that something waits; which job it is, `RecordStore.take` says, and
+jobs that fit together are taken and computed together. What is stored becomes visible only through
+`RecordStore.succeed`, which the attempt that owns the job alone can do; one that lost it deletes
+what it made.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import structlog
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jobs.errors import (
     JobCanceled,
     JobNotFound,
     JobsError,
-    ObjectNotFound,
     QueueUnavailable,
     StaleAttempt,
-    StateConflict,
-    StorageFull,
     StorageUnavailable,
 )
 from jobs.queue import JobQueue
@@ -35,8 +34,8 @@ from jobs.record import Failure, FailureCode, JobRecord, RecordStore
 from jobs.request import GenerationRequest, OutputOptions, StoredImage
 from jobs.result import attempt_prefix
 from jobs.store import ObjectStore
-from worker.failures import DeviceLost
-from worker.lease import DeadlineExceeded, Drained, Interrupted, Lease
+from worker.failures import BatchTooLarge, DeviceLost, InvalidTarget, failure_of
+from worker.lease import Company, Drained, Interrupted, Lease
 from worker.patience import patiently
 from worker.publish import Publication, publish
 from worker.settings import WorkerSettings
@@ -47,10 +46,6 @@ if TYPE_CHECKING:
 QUEUE_PATIENCE_S = 120.0
 
 log = structlog.get_logger("worker.run")
-
-
-class InvalidTarget(Exception):
-    """A control image that cannot be used; the message says what to change."""
 
 
 class Engine(Protocol):
@@ -70,6 +65,14 @@ class Engine(Protocol):
     ) -> Execution:
         """Run a request."""
 
+    def execute_together(
+        self,
+        requests: Sequence[GenerationRequest],
+        load_image: Callable[[StoredImage], Image.Image],
+        on_step: Callable[[int, int], None],
+    ) -> Sequence[Execution]:
+        """Run requests of one group (jobs/schedule.py) in one batch."""
+
     def encode(
         self, image: Image.Image, output: OutputOptions, parameters: dict[str, Any] | None
     ) -> bytes:
@@ -88,8 +91,17 @@ class Activity:
     jobs_done: int
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A job that this worker has taken, and its hold on it."""
+
+    record: JobRecord
+    lease: Lease
+    start: float = field(default_factory=time.perf_counter)
+
+
 class Runner:
-    """Runs jobs one after the other with what stays loaded between them."""
+    """Runs jobs, one batch after the other, with what stays loaded between them."""
 
     def __init__(
         self,
@@ -116,7 +128,8 @@ class Runner:
         self._records = records
         self._store = store
         self._queue = queue
-        self._lease: Lease | None = None
+        self._leases: Sequence[Lease] = ()
+        self._batch_pixels = settings.batch_pixels
         self._jobs_done = 0
         self._drains = False
         self._device_lost = False
@@ -124,20 +137,22 @@ class Runner:
     @property
     def activity(self) -> Activity:
         """What it does now."""
-        lease = self._lease
-        job, step = (lease.job_id, lease.last_step_at) if lease else (None, None)
-        return Activity(job, step, self._jobs_done)
+        leases = self._leases
+        if not leases:
+            return Activity(None, None, self._jobs_done)
+        last_step_at = max(lease.last_step_at for lease in leases)
+        return Activity(leases[0].job_id, last_step_at, self._jobs_done)
 
     def interrupt(self) -> None:
-        """Stop the job that runs, at its next step."""
-        if self._lease is not None:
-            self._lease.interrupt()
+        """Stop what runs, at its next step."""
+        for lease in self._leases:
+            lease.interrupt()
 
     def drain(self) -> None:
-        """The worker stops: the job that runs has `drain_grace_s`, then it is given back."""
+        """The worker stops: what runs has `drain_grace_s`, then it is given back."""
         self._drains = True
-        if self._lease is not None:
-            self._lease.drain(self._settings.drain_grace_s)
+        for lease in self._leases:
+            lease.drain(self._settings.drain_grace_s)
 
     @property
     def worn_out(self) -> str | None:
@@ -153,37 +168,82 @@ class Runner:
                 return f"it holds {resident} bytes of memory"
         return None
 
-    def run(self, job_id: str) -> None:
-        """One attempt of a job, whatever comes of it; expected outcomes raise nothing."""
+    def run(self, ticket: str) -> None:
+        """Run what is next in line, whatever comes of it; expected outcomes raise nothing.
+
+        Args:
+            ticket: the id of a job that was waiting when it was written; another may be next.
+        """
+        most = self._settings.batch_images
         try:
-            attempt = self._records.start(job_id, self.name)
-            record = self._records.get(job_id)
-        except (JobNotFound, StateConflict) as reason:
-            log.info("job.not_started", job_id=job_id, reason=str(reason))
-            return
+            records = self._records.take(self.name, most, self._batch_pixels)
         except QueueUnavailable as error:
-            log.warning("job.not_started", job_id=job_id, reason=str(error))
+            log.warning("job.not_started", ticket=ticket, reason=str(error))
             return
-        event = _facts(record)
-        bound = {"job_id": job_id, "request_id": record.request_id, "attempt": attempt}
+        held = [_Held(record, self._lease(record)) for record in records]
+        with ExitStack() as leases:
+            self._leases = tuple(leases.enter_context(one.lease) for one in held)
+            if self._drains:
+                self.drain()
+            try:
+                self._together(held)
+            except (SystemExit, KeyboardInterrupt):
+                for one in held:
+                    self._give_back(one.lease)
+                raise
+            finally:
+                self._leases = ()
+                self._jobs_done += len(held)
+
+    def _lease(self, record: JobRecord) -> Lease:
+        return Lease(self._records, self._settings, record.id, record.attempt)
+
+    def _together(self, held: Sequence[_Held]) -> None:
+        """Compute in one batch; where that fails, in halves or alone, so that each fails alone."""
+        executions: Sequence[Execution | None] = [None] * len(held)
+        if len(held) > 1:
+            try:
+                executions = self._compute([one.record for one in held], held)
+            except BatchTooLarge as error:
+                pixels = sum(_pixels(one.record.request) for one in held)
+                self._batch_pixels = pixels // 2
+                log.warning("batch.halved", jobs=len(held), reason=str(error))
+                middle = len(held) // 2
+                self._together(held[:middle])
+                self._together(held[middle:])
+                return
+            except DeviceLost as error:
+                log.error("device.lost", reason=str(error))
+                self._device_lost = True
+                return
+            except Exception as error:
+                log.info("batch.one_by_one", jobs=len(held), reason=type(error).__name__)
+        for one, execution in zip(held, executions, strict=True):
+            if not self._device_lost:
+                self._one(one, execution)
+
+    def _compute(self, records: Sequence[JobRecord], held: Sequence[_Held]) -> Sequence[Execution]:
+        company = Company([one.lease for one in held])
+        load_image = self._image_loader(held[0].lease)
+        requests = [record.request for record in records]
+        return self.engine.execute_together(requests, load_image, company.on_step)
+
+    def _one(self, one: _Held, execution: Execution | None) -> None:
+        """The end of one job: computed alone where that was not done together; the wide event."""
+        record = one.record
+        bound = {"job_id": record.id, "request_id": record.request_id, "attempt": record.attempt}
         with structlog.contextvars.bound_contextvars(**bound):
-            start = time.perf_counter()
-            with Lease(self._records, self._settings, job_id, attempt) as lease:
-                self._lease = lease
-                if self._drains:
-                    lease.drain(self._settings.drain_grace_s)
-                try:
-                    event |= self._attempt(record, lease)
-                finally:
-                    self._lease = None
-                    self._jobs_done += 1
-            event["seconds"] = round(time.perf_counter() - start, 3)
+            event = _facts(record) | {"together": len(self._leases)}
+            event |= self._attempt(record, one.lease, execution)
+            event["seconds"] = round(time.perf_counter() - one.start, 3)
             log.info("job.finished", **event)
 
-    def _attempt(self, record: JobRecord, lease: Lease) -> dict[str, Any]:
+    def _attempt(
+        self, record: JobRecord, lease: Lease, execution: Execution | None
+    ) -> dict[str, Any]:
         """Compute and publish; returns what the wide event says of it."""
         try:
-            return self._generate(record, lease)
+            return self._generate(record, lease, execution)
         except JobCanceled:
             self._discard(lease)
             self._tell(lambda: self._records.acknowledge_cancel(lease.job_id, lease.attempt))
@@ -204,14 +264,11 @@ class Runner:
         except DeviceLost as error:  # the lease runs out, and the attempt counts
             self._device_lost = True
             return {"outcome": "lost", "reason": str(error)}
-        except (SystemExit, KeyboardInterrupt):
-            self._give_back(lease)
-            raise
         except Exception as error:
             return self._fail(lease, error)
 
     def _give_back(self, lease: Lease) -> None:
-        """The job goes to another worker, at once where that can be."""
+        """The job goes to another worker, at once where that can be; an ended one stays so."""
         try:
             self._records.release(lease.job_id, lease.attempt)
             if self._queue is not None:
@@ -220,9 +277,12 @@ class Runner:
             log.warning("job.not_given_back", reason=str(error))
         log.info("job.released")
 
-    def _generate(self, record: JobRecord, lease: Lease) -> dict[str, Any]:
+    def _generate(
+        self, record: JobRecord, lease: Lease, execution: Execution | None
+    ) -> dict[str, Any]:
         request = record.request
-        execution = self.engine.execute(request, self._image_loader(lease), lease.on_step)
+        if execution is None:
+            execution = self.engine.execute(request, self._image_loader(lease), lease.on_step)
         lease.report_stage("storing", request.num_inference_steps)
         start = time.perf_counter()
         publication = Publication(lease.job_id, lease.attempt, request, execution)
@@ -267,38 +327,12 @@ class Runner:
         return patiently(call, StorageUnavailable, patience_s, lease.raise_if_over)
 
     def _fail(self, lease: Lease, error: Exception) -> dict[str, Any]:
-        failure = self._failure_of(error)
+        failure = failure_of(error, self.engine.failure_of)
         if failure.code is FailureCode.INTERNAL:
             log.exception("job.bug", exc_info=error)
         self._tell(lambda: self._records.fail(lease.job_id, lease.attempt, failure))
         self._discard(lease)
         return {"outcome": "failed", "code": failure.code.value, "reason": failure.message}
-
-    def _failure_of(self, error: Exception) -> Failure:
-        match error:
-            case DeadlineExceeded():
-                return Failure(code=FailureCode.TIMED_OUT, message=str(error))
-            case StorageFull():
-                message = "object storage is full; the operator must make room; then try again"
-                return Failure(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
-            case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = "the worker's disk is full; the operator must make room; then try again"
-                return Failure(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
-            case StorageUnavailable():
-                message = "object storage did not answer; the operator must see to it; try later"
-                return Failure(code=FailureCode.STORAGE_UNAVAILABLE, message=message)
-            case ObjectNotFound():
-                message = "a control image is no longer in storage; upload it again"
-                return Failure(code=FailureCode.INVALID_TARGET, message=message)
-            case InvalidTarget():
-                return Failure(code=FailureCode.INVALID_TARGET, message=str(error))
-            case UnidentifiedImageError():
-                message = "a control image cannot be decoded; upload it again"
-                return Failure(code=FailureCode.INVALID_TARGET, message=message)
-        return self.engine.failure_of(error) or Failure(
-            code=FailureCode.INTERNAL,
-            message="a fault of the service; please report it with the job's id",
-        )
 
     def _tell(self, call: Callable[[], object]) -> None:
         """Make a final transition; one that Redis cannot take now is the reconciler's to make."""
@@ -313,6 +347,10 @@ class Runner:
             self._store.delete_prefix(attempt_prefix(lease.job_id, lease.attempt))
         except JobsError as error:
             log.warning("job.not_discarded", reason=str(error))
+
+
+def _pixels(request: GenerationRequest) -> int:
+    return request.num_images * request.height * request.width
 
 
 def _facts(record: JobRecord) -> dict[str, Any]:
@@ -341,8 +379,8 @@ def serve_with(runner: Runner) -> None:
     _runner = runner
 
 
-def run(job_id: str) -> None:
+def run(ticket: str) -> None:
     """What the queue calls."""
     if _runner is None:
         raise RuntimeError("this process serves no jobs: start it with `readout worker`")
-    _runner.run(job_id)
+    _runner.run(ticket)

@@ -24,6 +24,14 @@ class WorkerSettings(CoreSettings):
         "where there is just one",
     )
     num_threads: int = Field(0, ge=0, description="of the CPU; 0 leaves it to torch")
+    batch_images: int = Field(
+        16, ge=1, description="most images of jobs that are computed together; 1: each job alone"
+    )
+    batch_pixels: int = Field(
+        4 * 512 * 512,
+        ge=1,
+        description="most pixels of them; halved by itself where they do not fit into memory",
+    )
     storage_patience_s: float = Field(
         60.0, ge=0, description="how long a job waits for object storage that does not answer"
     )

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class FakeEngine:
     ) -> None:
         self.step_s = step_s
         self.before_step = before_step
+        self.batches: list[int] = []
 
     def loaded(self) -> tuple[str, ...]:
         return ("tiny",)
@@ -81,6 +82,19 @@ class FakeEngine:
         ]
         distances = [[0.25 for _ in request.controls] for _ in images]
         return FakeExecution(images, seeds, distances, readouts, evolution, {"sample": 1.0})
+
+    def execute_together(
+        self,
+        requests: Sequence[GenerationRequest],
+        load_image: Callable[[StoredImage], Image.Image],
+        on_step: Callable[[int, int], None],
+    ) -> list[Any]:
+        """The first one's steps for all of them, as in a batch."""
+        self.batches.append(len(requests))
+        first = self.execute(requests[0], load_image, on_step)
+        silent = FakeEngine()
+        rest = [silent.execute(one, load_image, lambda *_: None) for one in requests[1:]]
+        return [first, *rest]
 
     def encode(
         self, image: Image.Image, output: OutputOptions, parameters: dict[str, Any] | None

@@ -12,7 +12,7 @@ from PIL import Image
 from heads_registry.manifest import Catalogue
 from jobs.request import GenerationRequest, Keypoint, OutputOptions, Pose, SpatialControl
 from tests.tiny import FAMILY
-from worker.execute import control_image, execute
+from worker.execute import control_image, execute, execute_together
 from worker.images import PARAMETERS_KEY, encode_image, to_images
 from worker.models import ModelCache, resolve_device, resolve_dtype
 
@@ -140,3 +140,28 @@ def test_every_format_opens_again(media: str) -> None:
     with Image.open(io.BytesIO(data)) as stored:
         assert stored.format == media.upper()
         assert stored.convert("RGB").getpixel((4, 4))[0] > 150
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    error = (np.asarray(one, float) - np.asarray(other, float)) ** 2
+    return float(10 * np.log10(255**2 / max(error.mean(), 1e-9)))
+
+
+def test_requests_run_together_make_the_pictures_that_they_make_alone(models: ModelCache) -> None:
+    options: dict = {"update_rule": "rms", "num_images": 1}
+    unguided: dict = {"task": "text_to_image", "controls": ()}
+    requests = [
+        request(**options, seed=11),
+        request(**(options | {"num_images": 2}), seed=20, prompt="a dog"),
+        request(**options, seed=31, controls=(control(2.0),), negative_prompt="grass"),
+        request(**options, seed=40, **unguided),
+    ]
+    together = execute_together(requests, models, no_image, lambda step, steps: None)
+    for asked, got in zip(requests, together, strict=True):
+        alone = execute(asked, models, no_image, lambda step, steps: None)
+        assert got.seeds == alone.seeds
+        assert len(got.images) == asked.num_images
+        assert all(psnr(*pair) >= 40 for pair in zip(got.images, alone.images, strict=True))
+        for row, other in zip(got.distances, alone.distances, strict=True):
+            assert row == pytest.approx(other, rel=1e-3)
+        assert [len(frames) for frames in got.evolution] == [2] * asked.num_images
