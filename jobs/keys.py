@@ -51,6 +51,31 @@ def canceling_key(settings: CoreSettings) -> str:
     return f"{settings.redis_prefix}:canceling"
 
 
+def batch_key(settings: CoreSettings, batch: str) -> str:
+    """A batch: what it is, and how many of its jobs are in each state; a hash."""
+    return f"{settings.redis_prefix}:batch:{batch}"
+
+
+def batch_items_key(settings: CoreSettings, batch: str) -> str:
+    """The ids of a batch's jobs by position, a list."""
+    return f"{settings.redis_prefix}:batch:{batch}:items"
+
+
+def batch_tombstone_key(settings: CoreSettings, batch: str) -> str:
+    """The owner of a batch that has ended."""
+    return f"{settings.redis_prefix}:batch:{batch}:owner"
+
+
+def batches_key(settings: CoreSettings) -> str:
+    """Every batch's id by the time of its creation."""
+    return f"{settings.redis_prefix}:batches"
+
+
+def ended_batches_key(settings: CoreSettings) -> str:
+    """Batches whose manifest is to be written, a set."""
+    return f"{settings.redis_prefix}:batches:ended"
+
+
 def workers_key(settings: CoreSettings) -> str:
     """Workers that gave a sign of life: name by its time."""
     return f"{settings.redis_prefix}:workers"

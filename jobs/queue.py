@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import redis
 from rq import Queue
@@ -20,6 +21,7 @@ from jobs.settings import CoreSettings
 ENTRY_POINT = "worker.run.run"
 """What the worker calls with the job's id; a name, so that jobs/ imports no worker."""
 _FAILURE_TTL_S = 60
+_CHUNK = 500
 
 
 def queue_name(settings: CoreSettings) -> str:
@@ -66,15 +68,22 @@ class JobQueue:
             QueueUnavailable: Redis does not answer.
         """
         with redis_errors():
-            self._queue.enqueue_call(
-                ENTRY_POINT,
-                args=(job_id,),
-                job_id=f"{job_id}-{secrets.token_hex(4)}",
-                timeout=-1,
-                result_ttl=0,
-                failure_ttl=_FAILURE_TTL_S,
-                description=job_id,
-            )
+            self._queue.enqueue_call(ENTRY_POINT, **_ticket(job_id))
+
+    def enqueue_ids(self, job_ids: Sequence[str]) -> None:
+        """As `enqueue_id`, for the jobs of a batch, in a few round trips.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; the reconciler enqueues what is missing.
+        """
+        with redis_errors():
+            for start in range(0, len(job_ids), _CHUNK):
+                self._queue.enqueue_many(
+                    [
+                        Queue.prepare_data(ENTRY_POINT, **_ticket(job_id))
+                        for job_id in job_ids[start : start + _CHUNK]
+                    ]
+                )
 
     def waiting(self) -> Sequence[str]:
         """The ids of the jobs that no worker has popped yet, next one first.
@@ -96,3 +105,15 @@ class JobQueue:
             for name in intermediate.get_job_ids():
                 if name.partition("-")[0] == job_id:
                     intermediate.remove(name)
+
+
+def _ticket(job_id: str) -> dict[str, Any]:
+    """An RQ job that means that this job, or another one, waits."""
+    return {
+        "args": (job_id,),
+        "job_id": f"{job_id}-{secrets.token_hex(4)}",
+        "timeout": -1,
+        "result_ttl": 0,
+        "failure_ttl": _FAILURE_TTL_S,
+        "description": job_id,
+    }

@@ -6,6 +6,7 @@ What it looks for, every few seconds:
     a canceled record whose worker is silent → no longer waited for
     objects of attempts that did not win     → deleted, now and once more later (a worker may hang)
     index entries of expired records         → removed, with their objects
+    batches whose last job has ended         → their results listed in one manifest
 
 Any number may run; a lock in Redis lets one work. All of it is safe to repeat.
 """
@@ -22,10 +23,14 @@ from typing import cast
 import redis
 import structlog
 
+from jobs.batches import BatchRecord, BatchStore, batch_prefix
 from jobs.connection import connect, redis_errors
 from jobs.errors import JobNotFound, QueueUnavailable, StateConflict, StorageUnavailable
 from jobs.keys import (
+    batch_key,
+    batches_key,
     canceling_key,
+    ended_batches_key,
     index_key,
     reconciler_key,
     record_key,
@@ -62,6 +67,7 @@ class Reconciler:
         self._queue = queue
         self._store = store
         self._records = RecordStore(client, settings)
+        self._batches = BatchStore(client, settings)
         self._missing: set[str] = set()
         self._token = secrets.token_hex(8)
         self._take_lock = client.register_script(_TAKE_LOCK)
@@ -82,7 +88,7 @@ class Reconciler:
             self._expire_leases()
         self._enqueue_missing()
         self._forget_silent_cancels()
-        for clean in (self._sweep, self._trim):
+        for clean in (self._write_manifests, self._sweep, self._trim, self._trim_batches):
             self._unless_storage_fails(clean)
 
     def give_way(self) -> None:
@@ -167,6 +173,39 @@ class Reconciler:
                         pipeline.zrem(index_key(self._settings, name), job_id)
                         pipeline.zrem(index_key(self._settings, name, owner), job_id)
                     pipeline.execute()
+
+    def _write_manifests(self) -> None:
+        """The results of batches whose last job has ended; again, when some were tried again."""
+        ended = ended_batches_key(self._settings)
+        with redis_errors():
+            batches = cast("set[str]", self._redis.smembers(ended))
+        for batch in batches:
+            with suppress(JobNotFound):
+                record = self._batches.get(batch)
+                if record.state.terminal:
+                    self._write_manifest(record)
+            with redis_errors():
+                self._redis.srem(ended, batch)
+
+    def _write_manifest(self, record: BatchRecord) -> None:
+        key = f"{batch_prefix(record.id)}results.jsonl"
+        self._store.put_bytes(key, self._batches.manifest(record), "application/jsonl")
+        assert record.finished_at is not None
+        of = str(round(record.finished_at.timestamp() * 1000))
+        name = batch_key(self._settings, record.id)
+        with redis_errors():
+            self._redis.hset(name, mapping={"manifest_key": key, "manifest_of": of})
+        log.info("batch.ended", batch=record.id, state=record.state.value, jobs=record.total)
+
+    def _trim_batches(self) -> None:
+        """Remove the oldest batches whose records have expired, with their manifests."""
+        key = batches_key(self._settings)
+        with redis_errors():
+            oldest = cast("list[str]", self._redis.zrange(key, 0, _BATCH - 1))
+            for batch in oldest:
+                if not self._redis.exists(batch_key(self._settings, batch)):
+                    self._store.delete_prefix(batch_prefix(batch))
+                    self._redis.zrem(key, batch)
 
     def _unless_storage_fails(self, clean: Callable[[], None]) -> None:
         try:

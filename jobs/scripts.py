@@ -364,6 +364,7 @@ for item = 0, count - 1 do
   admit(ARGV[first], ARGV[first + 1], ARGV[3], ARGV[4], ARGV[first + 2])
   redis.call('RPUSH', key .. ':items', ARGV[first])
 end
+redis.call('ZADD', prefix .. 'batches', created, batch)
 if fingerprint ~= '' then settle(KEYS[4], fingerprint, batch, ARGV[6]) end
 return {'ok', created}
 """
@@ -387,7 +388,7 @@ for item = 0, count - 1 do
   local position, old, new = ARGV[first], ARGV[first + 1], ARGV[first + 2]
   local state = redis.call('HGET', prefix .. 'job:' .. old, 'state')
   local stands = redis.call('LINDEX', key .. ':items', position) == old
-  if stands and (state == 'failed' or state == 'canceled') then
+  if stands and state == 'failed' then
     redis.call('HDEL', prefix .. 'job:' .. old, 'batch')
     redis.call('HINCRBY', key, state, -1)
     redis.call('LSET', key .. ':items', position, new)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.request import GenerationRequest
 from jobs.result import ResultSummary
+from jobs.schedule import BatchPlace
 
 LOCAL_OWNER = "local"
 """Who calls where no API key is asked for, and whose every record without an owner is."""
@@ -83,6 +84,7 @@ class JobRecord(_Frozen):
     request_id: str = ""
     owner: str = Field(LOCAL_OWNER, description="whose it is; nobody else is told of it")
     worker: str | None = None
+    place: BatchPlace | None = Field(None, description="in a batch")
 
     def as_created(self) -> JobRecord:
         """The record as it was when it was queued: what never changes, and nothing else."""
@@ -113,4 +115,7 @@ def parse_record(fields: Mapping[str, str]) -> JobRecord:
     for name in ("request", "progress", "failure", "result"):
         if name in fields:
             values[name] = json.loads(fields[name])
+    if "batch" in fields:
+        place = {"position": fields["position"], "custom_id": fields["custom_id"]}
+        values["place"] = {"batch": fields["batch"], **place}
     return JobRecord.model_validate(values)

@@ -18,6 +18,7 @@ class Transitions:
     """The scripts, registered with one client."""
 
     def __init__(self, client: redis.Redis, settings: CoreSettings) -> None:
+        self._redis = client
         self._settings = settings
         self._scripts = {
             name: client.register_script(source)
@@ -43,6 +44,23 @@ class Transitions:
         if reply[0] in ("missing", "conflict", "canceled", "stale"):
             refuse(reply, job_id)
         return reply
+
+    def run_each(self, name: str, job_ids: Sequence[str], *arguments: str | int) -> None:
+        """Run one for many jobs in one round trip; refusals are not told.
+
+        Raises:
+            QueueUnavailable: Redis does not answer; some transitions may have happened.
+        """
+        values = [*arguments, self._settings.tombstone_ttl_s]
+        script, prefix = self._scripts[name], f"{self._settings.redis_prefix}:"
+        with redis_errors(), self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                record, events = (
+                    record_key(self._settings, job_id),
+                    events_key(self._settings, job_id),
+                )
+                script(keys=[record, events, prefix], args=[job_id, *values], client=pipeline)
+            pipeline.execute()
 
 
 def refuse(reply: Sequence[str], job_id: str) -> None:
