@@ -15,8 +15,8 @@ one control of weight w moves the latents by w × scale, and doubling all weight
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from heads_registry.base_model import Latents
 from heads_registry.networks import Feature, Readout, ReadoutHead, TimeEmbedding
+from worker.passes import Branch
 
-UpdateRule = Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"]
+UpdateRule = Literal["elementwise", "rms", "unnormalized", "timestep_rescaled", "adamw"]
 Objective = Callable[[Readout, Readout], Float[Tensor, " batch"]]
 
 EPSILON = 1e-8
@@ -38,6 +39,29 @@ TINY = 1e-30
 """Keeps a zero gradient zero when it is divided by its norm."""
 
 
+class ReferenceReadouts(Protocol):
+    """What a head says along a reference's trajectory; see `worker.reference`."""
+
+    def at(self, step_index: int, branch: Branch) -> Float[Tensor, "channels height width"]:
+        """The readout before step `step_index`."""
+
+
+class Reading(Protocol):
+    """A head and what it is fed; see `ReadoutTarget`."""
+
+    @property
+    def head(self) -> ReadoutHead:
+        """The network."""
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Module paths of the features it reads."""
+
+    @property
+    def timestep_convention(self) -> str:
+        """See `HeadManifest`."""
+
+
 @dataclass(frozen=True, eq=False)
 class ReadoutTarget:
     """One asked-for control of one item: what a head should say, how strongly, and when.
@@ -46,26 +70,44 @@ class ReadoutTarget:
         head: the network, frozen.
         taps: module paths of the features it reads.
         timestep_convention: see `HeadManifest`.
-        target: what the readout should be, (channels, height, width), in readout units.
+        target: what the readout should be, (channels, height, width), in readout units; or, for a
+            relative head, a reference's readouts at every step.
         objective: the distance that is minimised.
         weight: rg_weight of section 8.1; 1 is very strong.
         span: rg_ratio, [start, end) as fractions of the steps.
         update_scale: the change of a latent at weight 1.
+        measure: what results report of readout and target; None: the objective's square root.
+        latent_range: of the rule ``adamw`` alone: the difference of readout values that the range
+            of the latents stands for in the authors' loss; None: the loss stays as it is.
     """
 
     head: ReadoutHead
     taps: tuple[str, ...]
     timestep_convention: str
-    target: Float[Tensor, "channels height width"]
+    target: Float[Tensor, "channels height width"] | ReferenceReadouts
     objective: Objective
     weight: float
     span: tuple[float, float]
     update_scale: float
+    measure: Objective | None = None
+    latent_range: float | None = None
 
     def guides(self, step_index: int, num_steps: int) -> bool:
         """Whether the control acts at a step; spans are rounded, not cut off (REFERENCE 4.11)."""
         start, end = (round(fraction * num_steps) for fraction in self.span)
         return self.weight > 0 and start <= step_index < end
+
+    def target_at(self, step_index: int, branch: Branch) -> Float[Tensor, "channels height width"]:
+        """The target of one step; a control image's is the same at all of them."""
+        if isinstance(self.target, Tensor):
+            return self.target
+        return self.target.at(step_index, branch)
+
+    def measured(self, readout: Readout, target: Readout) -> Float[Tensor, " batch"]:
+        """What results report as the control's distance."""
+        if self.measure is not None:
+            return self.measure(readout, target)
+        return self.objective(readout, target).sqrt()
 
 
 @dataclass(frozen=True)
@@ -76,11 +118,13 @@ class FeatureGradient:
         gradients: one a tap, shaped like the features; each item's has norm `GRADIENT_NORM`.
         magnitude: (items,) the factor back to the raw gradient.
         step: (items,) √Σ (weight × scale)².
+        losses: (branches, items) Σ weight × objective.
     """
 
     gradients: list[Tensor]
     magnitude: Float[Tensor, " items"]
     step: Float[Tensor, " items"]
+    losses: Float[Tensor, "branches items"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,23 +135,56 @@ class ControlGroup:
         first: one of them, for what they share: head, taps, objective.
         items: the item of each control.
         index: the same as a tensor.
-        targets: (controls, channels, height, width).
+        targets: (controls, channels, height, width), or with one set of them for each branch;
+            None until `at` names the step of a reference.
         weight: (controls,) rg_weight.
         step: (controls,) weight × update_scale.
+        references: whose readouts are the targets, one a control; empty for control images.
     """
 
     first: ReadoutTarget
     items: tuple[int, ...]
     index: Tensor
-    targets: Readout
+    targets: Readout | None
     weight: Float[Tensor, " controls"]
     step: Float[Tensor, " controls"]
+    references: tuple[ReferenceReadouts, ...] = ()
+
+    def at(
+        self,
+        step_index: int,
+        branches: Sequence[Branch],
+        extent: Float[Tensor, " items"] | None = None,
+    ) -> ControlGroup:
+        """The group at one step: a reference's readouts looked up, branch by branch.
+
+        Args:
+            step_index: the step.
+            branches: whose features are differentiated, in the order of their rows.
+            extent: the rule ``adamw`` alone: the range of each item's latents. The authors' losses
+                are in units of it (REFERENCE 2.5), so it goes into the weights.
+        """
+        group = self
+        if self.references:
+            maps = [
+                reference.at(step_index, branch)
+                for branch in branches
+                for reference in self.references
+            ]
+            group = replace(group, targets=torch.stack(maps).to(self.index.device))
+        if extent is not None and self.first.latent_range is not None:
+            units = (extent[self.index] / self.first.latent_range).square()
+            group = replace(group, weight=self.weight * units)
+        return group
 
 
 def group_controls(
     pairs: Sequence[tuple[int, ReadoutTarget]], device: torch.device
 ) -> list[ControlGroup]:
-    """Stack (item, control) pairs by the head and the objective that they share."""
+    """Stack (item, control) pairs by the head and the objective that they share.
+
+    An objective compares with control images or with references, never with both.
+    """
     by_head: dict[tuple[int, int], list[tuple[int, ReadoutTarget]]] = {}
     for item, control in pairs:
         by_head.setdefault((id(control.head), id(control.objective)), []).append((item, control))
@@ -117,14 +194,17 @@ def group_controls(
         controls = [control for _, control in members]
         weight = torch.tensor([control.weight for control in controls], dtype=torch.float32)
         scale = torch.tensor([control.update_scale for control in controls], dtype=torch.float32)
+        targets = [control.target for control in controls]
+        images = [target.to(device) for target in targets if isinstance(target, Tensor)]
         groups.append(
             ControlGroup(
                 first=controls[0],
                 items=items,
                 index=torch.tensor(items, device=device),
-                targets=torch.stack([control.target.to(device) for control in controls]),
+                targets=torch.stack(images) if images else None,
                 weight=weight.to(device),
                 step=(weight * scale).to(device),
+                references=tuple(target for target in targets if not isinstance(target, Tensor)),
             )
         )
     return groups
@@ -146,7 +226,7 @@ def feature_gradient(
         features: of `taps`, (rows, channels, h', w'); rows are the items once, or the items of
             the unconditional branch followed by the same items of the conditional one.
         taps: module paths of `features`.
-        groups: the controls that act.
+        groups: the controls that act, with their targets at this step.
         time_embedding: timestep convention → (1, embedding).
         size: the latents' (h, w).
         num_items: items in `features`.
@@ -160,14 +240,16 @@ def feature_gradient(
     weighted_norm, total_weight, squared_step = torch.zeros(
         3, num_items, device=device, dtype=dtype
     )
+    losses = torch.zeros(branches * num_items, device=device, dtype=dtype)
     for group in groups:
         index = torch.cat([group.index + branch * num_items for branch in range(branches)])
-        gradients = _head_gradient(features, taps, group, index, time_embedding, size)
+        gradients, distances = _head_gradient(features, taps, group, index, time_embedding, size)
         norm = _norm(gradients, branches)
         weight = group.weight.to(dtype)
         factor = weight / (norm + TINY) if balanced else weight
         for total, gradient in zip(mixed, gradients, strict=True):
             total.index_add_(0, index, gradient * _columns(factor.repeat(branches)))
+        losses.index_add_(0, index, weight.repeat(branches) * distances.to(dtype))
         weighted_norm.index_add_(0, group.index, weight * norm)
         total_weight.index_add_(0, group.index, weight)
         squared_step.index_add_(0, group.index, group.step.to(dtype).square())
@@ -178,6 +260,7 @@ def feature_gradient(
         [(total * scale).to(feature.dtype) for total, feature in zip(mixed, features, strict=True)],
         magnitude=raw_norm / GRADIENT_NORM,
         step=squared_step.sqrt(),
+        losses=losses.view(branches, num_items),
     )
 
 
@@ -195,7 +278,8 @@ def readout_update(
         magnitude: the factor back to the raw gradient.
         step: the change of a latent that the weights ask for.
         rule: ``elementwise`` g / (√g² + ε), the paper's choice; ``rms`` the same with one norm an
-            item; ``unnormalized`` 200 · g; ``timestep_rescaled`` 200 · √(1-ᾱ) · g.
+            item; ``unnormalized`` 200 · g; ``timestep_rescaled`` 200 · √(1-ᾱ) · g; ``adamw`` is
+            `AdamW`'s.
         alpha: ᾱ_t.
     """
     raw = gradient * _columns(magnitude)
@@ -210,10 +294,36 @@ def readout_update(
     return step * UNNORMALIZED_RATE * raw
 
 
+class AdamW:
+    """The authors' optimiser, fresh at every timestep (REFERENCE 2.6): Adam without weight decay.
+
+    Its first step is `rate` · g / (|g| + ε): the rule ``elementwise`` with a step that no weight
+    changes. Later steps of `recurrent_steps` have its moments.
+    """
+
+    BETAS = (0.9, 0.999)
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.count = 0
+        self.mean: Latents | float = 0.0
+        self.square: Latents | float = 0.0
+
+    def update(self, gradient: Latents) -> Latents:
+        """The change to subtract from the latents."""
+        first, second = self.BETAS
+        self.count += 1
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        mean = self.mean / (1 - first**self.count)
+        norm = (self.square / (1 - second**self.count)).sqrt()
+        return self.rate * mean / (norm + EPSILON)
+
+
 def read(
     features: Sequence[Feature],
     taps: Sequence[str],
-    control: ReadoutTarget,
+    control: Reading,
     time_embedding: Callable[[str], TimeEmbedding],
     size: tuple[int, int],
 ) -> Readout:
@@ -243,8 +353,12 @@ def _head_gradient(
     index: Tensor,
     time_embedding: Callable[[str], TimeEmbedding],
     size: tuple[int, int],
-) -> list[Tensor]:
-    """∂ distance / ∂ features for controls that share a head: (branches × controls, …) a tap."""
+) -> tuple[list[Tensor], Float[Tensor, " rows"]]:
+    """∂ distance / ∂ features for controls that share a head, (branches × controls, …) a tap.
+
+    The distances come along.
+    """
+    assert group.targets is not None
     working = torch.promote_types(features[0].dtype, torch.float32)
     with torch.enable_grad():
         leaves = [
@@ -252,13 +366,13 @@ def _head_gradient(
             for feature in features
         ]
         readout = read(leaves, taps, group.first, time_embedding, size).to(working)
-        targets = group.targets.to(working).repeat(len(index) // len(group.items), 1, 1, 1)
+        targets = group.targets.to(working).repeat(len(index) // len(group.targets), 1, 1, 1)
         distances = group.first.objective(readout, targets)
         gradients = torch.autograd.grad(distances.sum(), leaves, allow_unused=True)
     return [
         torch.zeros_like(leaf) if gradient is None else gradient
         for leaf, gradient in zip(leaves, gradients, strict=True)
-    ]
+    ], distances.detach()
 
 
 def _norm(gradients: Sequence[Tensor], branches: int) -> Float[Tensor, " items"]:

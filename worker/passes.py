@@ -10,15 +10,21 @@ from torch import Tensor
 from heads_registry.base_model import Latents
 
 Branch = Literal["unconditional", "conditional", "both"]
+BOTH: tuple[Branch, ...] = ("unconditional", "conditional")
+
+
+def branches_of(branch: Branch) -> tuple[Branch, ...]:
+    """The single branches that a choice of branch means."""
+    return BOTH if branch == "both" else (branch,)
 
 
 class Passes:
-    """Outputs by branch and item, and the features of the branch that is observed."""
+    """Outputs by branch and item, and the features of the branches that are observed."""
 
-    def __init__(self, observed: Branch | None) -> None:
-        self.observed = observed
+    def __init__(self, observed: Sequence[Branch] = ()) -> None:
+        self.observed = tuple(observed)
         self._parts: list[tuple[Branch, list[int], Latents]] = []
-        self._features: dict[int, list[Tensor]] = {}
+        self._features: dict[tuple[Branch, int], list[Tensor]] = {}
 
     def __contains__(self, key: tuple[Branch, int]) -> bool:
         return any(key[0] == branch and key[1] in rows for branch, rows, _ in self._parts)
@@ -38,16 +44,16 @@ class Passes:
         start = 0
         for branch, rows in parts:
             self._parts.append((branch, rows, output[start : start + len(rows)]))
-            if branch == self.observed:
+            if branch in self.observed:
                 for offset, row in enumerate(rows, start):
-                    self._features[row] = [
+                    self._features[branch, row] = [
                         feature[offset : offset + 1].detach() for feature in features
                     ]
             start += len(rows)
 
-    def features(self, row: int) -> list[Tensor]:
-        """The observed features of one item, each (1, channels, h', w')."""
-        return self._features[row]
+    def features(self, branch: Branch, row: int) -> list[Tensor]:
+        """The observed features of one item in one branch, each (1, channels, h', w')."""
+        return self._features[branch, row]
 
     def output(self, branch: Branch, num_items: int) -> Latents:
         """The branch's output for all items."""

@@ -13,8 +13,6 @@ the latents equally at every timestep and in both forms.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +21,9 @@ from torch import Tensor
 from heads_registry.base_model import BaseModel, Conditioning, Latents
 from heads_registry.networks import Readout, TimeEmbedding
 from worker.guidance import (
+    AdamW,
     ControlGroup,
+    FeatureGradient,
     ReadoutTarget,
     UpdateRule,
     feature_gradient,
@@ -31,88 +31,36 @@ from worker.guidance import (
     read,
     readout_update,
 )
-from worker.passes import Branch, Passes
+from worker.passes import Branch, Passes, branches_of
+from worker.plan import (
+    Diverged,
+    Form,
+    SampleItem,
+    Samples,
+    SamplingPlan,
+    Snapshot,
+    initial_noise,
+)
 from worker.schedule import DDIMSchedule
 
-Form = Literal["one_pass", "two_pass"]
+__all__ = [
+    "Branch",
+    "Diverged",
+    "Form",
+    "OnStep",
+    "Run",
+    "SampleItem",
+    "Samples",
+    "SamplingPlan",
+    "Snapshot",
+    "UpdateRule",
+    "initial_noise",
+    "sample",
+]
+
 OnStep = Callable[[int, int], None]
-
-
-class Diverged(Exception):
-    """Latents or gradients of an item became infinite or NaN; names the item and the step."""
-
-    def __init__(self, item: int, step_index: int) -> None:
-        super().__init__(f"image {item} diverged at step {step_index}")
-        self.item = item
-        self.step_index = step_index
-
-
-@dataclass(frozen=True)
-class SampleItem:
-    """One picture to make, independent of its batch neighbours."""
-
-    prompt: str
-    negative_prompt: str = ""
-    seed: int = 0
-    targets: tuple[ReadoutTarget, ...] = ()
-
-
-@dataclass(frozen=True)
-class SamplingPlan:
-    """What all items of a batch share."""
-
-    height: int
-    width: int
-    num_inference_steps: int = 100
-    guidance_scale: float = 7.5
-    eta: float = 0.0
-    form: Form = "two_pass"
-    branch: Branch = "unconditional"
-    update_rule: UpdateRule = "elementwise"
-    evolution_steps: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What the model sees at one step (figure 15)."""
-
-    step_index: int
-    pred_original_sample: Latents
-    readouts: list[list[Readout]]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The result of a batch.
-
-    Attributes:
-        latents: (items, channels, h, w).
-        distances: item × control: √objective on the features of the last step, in readout units.
-        readouts: item × control: the readout on the same features, (channels, height, width).
-        evolution: the snapshots asked for.
-    """
-
-    latents: Latents
-    distances: list[list[float]]
-    readouts: list[list[Readout]]
-    evolution: list[Snapshot] = field(default_factory=list)
-
-
-def initial_noise(
-    seeds: Sequence[int], shape: tuple[int, int, int], num_steps: int, stochastic: bool
-) -> tuple[Latents, list[Float[Tensor, "batch channels h w"]]]:
-    """Each item's starting latents and variance noise, from its own CPU generator.
-
-    A CPU generator gives the same numbers on every device; one an item makes a picture independent
-    of its batch. Returns the latents and, when stochastic, one noise tensor a step.
-    """
-    draws = num_steps + 1 if stochastic else 1
-    noises = []
-    for seed in seeds:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noises.append(torch.stack([torch.randn(shape, generator=generator) for _ in range(draws)]))
-    batch = torch.stack(noises, dim=1)
-    return batch[0], list(batch[1:])
+Control = tuple[int, ReadoutTarget]
+"""The row of an item, and one of its controls."""
 
 
 @torch.no_grad()
@@ -134,33 +82,57 @@ def sample(
     Raises:
         Diverged: an item's latents are no longer finite.
     """
-    return _Run(model, items, plan).run(on_step)
+    return Run(model, items, plan).run(on_step)
 
 
-class _Run:
-    """The state of one run, so that the loop reads as the method does."""
+class Run:
+    """The state of one run, so that the loop reads as the method does.
 
-    def __init__(self, model: BaseModel, items: Sequence[SampleItem], plan: SamplingPlan) -> None:
+    Its steps are public because a reference's trajectory is recorded by them (worker/reference.py)
+    and because the recorded runs of the authors' code are compared with them one by one.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        items: Sequence[SampleItem],
+        plan: SamplingPlan,
+        taps: Sequence[str] = (),
+    ) -> None:
         self.model, self.items, self.plan = model, items, plan
         self.schedule = DDIMSchedule(
             model.ddim_scheduler(plan.num_inference_steps), plan.eta, model.device
         )
-        shape = model.latent_shape(plan.height, plan.width)
-        self.size = shape[1:]
-        latents, noises = initial_noise(
-            [item.seed for item in items], shape, len(self.schedule), self.schedule.is_stochastic
-        )
-        self.latents = latents.to(model.device, model.latent_dtype)
-        self.noises = [noise.to(self.latents) for noise in noises]
+        self.latents, self.noises = self._noise()
+        self.size = (self.latents.shape[2], self.latents.shape[3])
         self.conditioning = self._encode_prompts()
         self.taps = tuple(
-            dict.fromkeys(tap for item in items for target in item.targets for tap in target.taps)
+            dict.fromkeys(
+                [*taps, *(tap for item in items for target in item.targets for tap in target.taps)]
+            )
         )
         self.observed_branch: Branch = (
             "conditional" if plan.branch == "conditional" else "unconditional"
         )
         self.groups: dict[tuple[tuple[int, int], ...], list[ControlGroup]] = {}
         self.diverged_at = torch.full((len(items),), -1, device=model.device)
+
+    def _noise(self) -> tuple[Latents, list[Float[Tensor, "batch channels h w"]]]:
+        """The first latents and each step's variance noise: drawn, unless an item has its own."""
+        shape = self.model.latent_shape(self.plan.height, self.plan.width)
+        seeds = [item.seed for item in self.items]
+        latents, noises = initial_noise(
+            seeds, shape, len(self.schedule), self.schedule.is_stochastic
+        )
+        latents = latents.to(self.model.device, self.model.latent_dtype)
+        noises = [noise.to(latents) for noise in noises]
+        for row, item in enumerate(self.items):
+            if item.start is not None:
+                latents[row] = item.start.to(latents)
+            if item.variance_noise is not None:
+                for noise, own in zip(noises, item.variance_noise, strict=False):
+                    noise[row] = own.to(noise)
+        return latents, noises
 
     def _encode_prompts(self) -> dict[Branch, Conditioning]:
         """Conditioning of both branches; each different text is encoded once."""
@@ -179,39 +151,25 @@ class _Run:
         snapshots = []
         for step_index in range(num_steps):
             on_step(step_index, num_steps)
-            controls = [
-                (row, target)
-                for row, item in enumerate(self.items)
-                for target in item.targets
-                if target.guides(step_index, num_steps)
-            ]
             observe = step_index in self.plan.evolution_steps or step_index == num_steps - 1
-            snapshots.append(self._step(step_index, controls, observe))
+            snapshots.append(self._step(step_index, observe))
         self._raise_if_diverged()
         last = snapshots[-1]
         assert last is not None
         return Samples(
             self.latents,
-            self._distances(last.readouts),
+            self._distances(last),
             last.readouts,
             [shot for shot in snapshots if shot and shot.step_index in self.plan.evolution_steps],
         )
 
-    def _step(
-        self, step_index: int, controls: list[tuple[int, ReadoutTarget]], observe: bool
-    ) -> Snapshot | None:
+    def _step(self, step_index: int, observe: bool) -> Snapshot | None:
         """One timestep: guide, predict the noise, go to the next latents."""
-        update: Latents | None = None
-        passes = Passes(self.observed_branch if observe else None)
-        if controls:
-            update = self._readout_update(step_index, controls, passes)
-            if self.plan.form == "two_pass":
-                self.latents, update = self.latents - update, None
-                passes.forget()
-        noise_pred = self._noise_pred(step_index, passes)
+        passes = Passes((self.observed_branch,) if observe else ())
+        update = self.guide(step_index, passes)
+        noise_pred = self.noise_pred(step_index, passes)
         snapshot = self._observe(step_index, noise_pred, passes) if observe else None
-        noise = self.noises[step_index] if self.schedule.is_stochastic else None
-        self.latents = self.schedule.step(self.latents, noise_pred, step_index, noise)
+        self.advance(step_index, noise_pred)
         if update is not None:
             self.latents = self.latents - update
         broken = ~torch.isfinite(self.latents).flatten(1).all(dim=1)
@@ -219,14 +177,63 @@ class _Run:
         self.diverged_at = self.diverged_at.masked_fill(fresh, step_index)
         return snapshot
 
+    def controls_at(self, step_index: int) -> list[Control]:
+        """The controls that act at a step."""
+        return [
+            (row, target)
+            for row, item in enumerate(self.items)
+            for target in item.targets
+            if target.guides(step_index, len(self.schedule))
+        ]
+
+    def guide(self, step_index: int, passes: Passes) -> Latents | None:
+        """Readout guidance: two_pass moves the latents, one_pass returns u(x) for later.
+
+        The U-Net pass of one_pass is left in `passes`.
+        """
+        controls = self.controls_at(step_index)
+        if not controls:
+            return None
+        optimizer = AdamW(self.plan.rate)
+        if self.plan.form == "one_pass":
+            return self._readout_update(step_index, controls, passes, optimizer)
+        for _ in range(self.plan.recurrent_steps):
+            update = self._readout_update(step_index, controls, passes, optimizer)
+            self.latents = self.latents - update
+            passes.forget()
+        return None
+
+    def advance(self, step_index: int, noise_pred: Latents) -> None:
+        """DDIM's step, section 3.1."""
+        noise = self.noises[step_index] if self.schedule.is_stochastic else None
+        self.latents = self.schedule.step(self.latents, noise_pred, step_index, noise)
+
     def _readout_update(
-        self, step_index: int, controls: list[tuple[int, ReadoutTarget]], passes: Passes
+        self, step_index: int, controls: list[Control], passes: Passes, optimizer: AdamW
     ) -> Latents:
         """u(x) of all items, zero where no control acts; its U-Net pass is left in `passes`."""
+        active, gradient, mixture = self.readout_gradient(step_index, controls, passes)
+        rule = self.plan.update_rule
+        if rule == "adamw":
+            change = optimizer.update(gradient * mixture.magnitude[:, None, None, None])
+        else:
+            alpha = self.schedule.alpha[step_index]
+            change = readout_update(gradient, mixture.magnitude, mixture.step, rule, alpha)
+        if len(active) == len(self.items):
+            return change
+        update = torch.zeros_like(self.latents)
+        update[active] = change
+        return update
+
+    def readout_gradient(
+        self, step_index: int, controls: list[Control], passes: Passes
+    ) -> tuple[list[int], Latents, FeatureGradient]:
+        """∂ distance / ∂ latents of the items that have controls, up to the mixture's magnitude.
+
+        Returns the rows of those items, their gradients and what they were made of.
+        """
         active = sorted({row for row, _ in controls})
-        branches: tuple[Branch, ...] = (
-            ("unconditional", "conditional") if self.plan.branch == "both" else (self.plan.branch,)
-        )
+        branches = branches_of(self.plan.branch)
         with torch.enable_grad(), self.model.capture_features(self.taps) as features:
             latents = _select(self.latents, active).detach().requires_grad_()
             output = self._denoise(
@@ -234,31 +241,36 @@ class _Run:
                 step_index,
                 [(branch, active) for branch in branches],
             )
+            extent = self._extent(step_index, active)
             mixture = feature_gradient(
                 features,
                 self.taps,
-                self._groups(active, controls),
-                lambda convention: self._time_embedding(step_index, convention),
+                [
+                    group.at(step_index, branches, extent)
+                    for group in self._groups(active, controls)
+                ],
+                lambda convention: self.time_embedding(step_index, convention),
                 self.size,
                 len(active),
                 balanced=self.plan.update_rule in ("elementwise", "rms"),
             )
             (gradient,) = torch.autograd.grad(features, latents, mixture.gradients)
         passes.add([(branch, active) for branch in branches], output.detach(), features)
-        change = readout_update(
-            gradient,
-            mixture.magnitude,
-            mixture.step,
-            self.plan.update_rule,
-            self.schedule.alpha[step_index],
-        )
-        if len(active) == len(self.items):
-            return change
-        update = torch.zeros_like(self.latents)
-        update[active] = change
-        return update
+        return active, gradient, mixture
 
-    def _noise_pred(self, step_index: int, passes: Passes) -> Latents:
+    def _extent(self, step_index: int, rows: Sequence[int]) -> Float[Tensor, " items"] | None:
+        """max - min of each item's latents and its twin's, which ``adamw`` alone asks for."""
+        if self.plan.update_rule != "adamw":
+            return None
+        extents = []
+        for row in rows:
+            latents, twin = self.latents[row], self.items[row].twin
+            if twin is not None:
+                latents = torch.stack([latents, twin[step_index].to(latents)])
+            extents.append(latents.max() - latents.min())
+        return torch.stack(extents)
+
+    def noise_pred(self, step_index: int, passes: Passes) -> Latents:
         """Classifier-free guidance in Imagen's form, ε_u + guidance_scale (ε_c - ε_u).
 
         Passes that guidance has made are not repeated; at a scale of 1 the unconditional branch
@@ -266,7 +278,7 @@ class _Run:
         """
         scale = self.plan.guidance_scale
         wanted: list[Branch] = ["conditional"]
-        if scale != 1 or passes.observed == "unconditional":
+        if scale != 1 or "unconditional" in passes.observed:
             wanted.insert(0, "unconditional")
         missing = []
         for branch in wanted:
@@ -301,14 +313,14 @@ class _Run:
         """x̂₀ and every control's readout on features that the step has computed anyway."""
         readouts: list[list[Readout]] = []
         for row, item in enumerate(self.items):
-            features = passes.features(row) if item.targets else []
+            features = passes.features(self.observed_branch, row) if item.targets else []
             readouts.append(
                 [
                     read(
                         features,
                         self.taps,
                         target,
-                        lambda convention: self._time_embedding(step_index, convention),
+                        lambda convention: self.time_embedding(step_index, convention),
                         self.size,
                     )[0]
                     for target in item.targets
@@ -317,16 +329,14 @@ class _Run:
         original = self.schedule.pred_original_sample(self.latents, noise_pred, step_index)
         return Snapshot(step_index, original, readouts)
 
-    def _time_embedding(self, step_index: int, convention: str) -> TimeEmbedding:
+    def time_embedding(self, step_index: int, convention: str) -> TimeEmbedding:
         """(1, embedding) of the number that a head was trained to be told (REFERENCE 2.4)."""
         timestep = self.schedule.timesteps[step_index]
         if convention == "reversed":
             timestep = self.schedule.num_train_timesteps - timestep
         return self.model.embed_timestep(timestep[None])
 
-    def _groups(
-        self, active: list[int], controls: list[tuple[int, ReadoutTarget]]
-    ) -> list[ControlGroup]:
+    def _groups(self, active: list[int], controls: list[Control]) -> list[ControlGroup]:
         """The controls that act, stacked; made once for each set of them."""
         key = tuple((row, id(target)) for row, target in controls)
         if key not in self.groups:
@@ -334,13 +344,14 @@ class _Run:
             self.groups[key] = group_controls(pairs, self.model.device)
         return self.groups[key]
 
-    def _distances(self, readouts: list[list[Readout]]) -> list[list[float]]:
+    def _distances(self, last: Snapshot) -> list[list[float]]:
+        def distance(target: ReadoutTarget, readout: Readout) -> float:
+            wanted = target.target_at(last.step_index, self.observed_branch)
+            return float(target.measured(readout[None], wanted[None].to(readout)))
+
         return [
-            [
-                float(target.objective(readout[None], target.target[None].to(readout)).sqrt())
-                for target, readout in zip(item.targets, row, strict=True)
-            ]
-            for item, row in zip(self.items, readouts, strict=True)
+            [distance(target, readout) for target, readout in zip(item.targets, row, strict=True)]
+            for item, row in zip(self.items, last.readouts, strict=True)
         ]
 
     def _raise_if_diverged(self) -> None:

@@ -47,8 +47,10 @@ class DDIMSchedule:
 
     def noise_pred(self, model_output: Latents, latents: Latents, step_index: int) -> Latents:
         """ε from the model's output, whatever it predicts (ε, or v of Salimans & Ho 2022)."""
+        return self._noise_pred(model_output, latents, self.alpha[step_index])
+
+    def _noise_pred(self, model_output: Latents, latents: Latents, alpha: Tensor) -> Latents:
         if self.prediction_type == "v_prediction":
-            alpha = self.alpha[step_index]
             return alpha.sqrt() * model_output + (1 - alpha).sqrt() * latents
         return model_output
 
@@ -75,3 +77,16 @@ class DDIMSchedule:
         if variance_noise is not None:
             latents = latents + self.sigma[step_index] * variance_noise
         return latents
+
+    def inverse_step(self, latents: Latents, model_output: Latents, step_index: int) -> Latents:
+        """x_t of x_{t-1}: what `step` without noise would have come from, were ε the same.
+
+        Args:
+            latents: x_{t-1}, of the less noisy end of step `step_index`.
+            model_output: the model's, for them.
+            step_index: of the step that is undone.
+        """
+        here, there = self.alpha_previous[step_index], self.alpha[step_index]
+        noise_pred = self._noise_pred(model_output, latents, here)
+        original = (latents - (1 - here).sqrt() * noise_pred) / here.sqrt()
+        return there.sqrt() * original + (1 - there).sqrt() * noise_pred

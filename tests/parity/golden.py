@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+GOLDEN = SHARED / "golden"
 
 TOLERANCES: dict[str, dict[str, float]] = {
     # float32 sums in another order (1×1 convolutions before the upsampling); values up to 3
@@ -29,6 +30,21 @@ TOLERANCES: dict[str, dict[str, float]] = {
     "pred_original_sample": {"rtol": 5e-6, "atol": 5e-6},
 }
 """The one table: what is compared → largest difference, all in float32 on the CPU."""
+
+GRADIENT = 3e-4
+"""Relative L2 of the gradient at the latents of one teacher-forced step."""
+LOSS = 3e-4
+"""Relative, of the weighted loss of each branch."""
+LATENTS = 5e-5
+"""Largest difference of latents and noise predictions after one update and one DDIM step."""
+FREE_RUN = 1e-3
+"""Largest difference of a guided item's last latents after a whole free run."""
+CONTEXT = 5e-5
+"""Text embeddings; values up to 35."""
+READOUT = 1e-4
+"""Features and readouts; values up to 10."""
+RECONSTRUCTION = 0.15
+"""RMS of latents that were inverted and sampled again in ten steps."""
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs ../shared/golden")
 
