@@ -19,7 +19,7 @@ EXTRAS := gateway,worker,local,world,dev
 # What an environment was made for: another place means a new one, other pins an update.
 SIGNATURE = { pwd; cat pyproject.toml constraints.txt docker/install.sh | cksum; }
 
-.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model openapi \
+.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model demo-heads openapi \
 	constraints clean
 
 help:  ## What there is to make
@@ -83,15 +83,27 @@ demo-model: setup  ## Train the demo model, its heads and the judge again (hours
 		--run runs/mannequin-64
 	@rm -rf $(BUILTIN)/models/mannequin-64
 	@cp -R runs/mannequin-64/export $(BUILTIN)/models/mannequin-64
-	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
-		--labels pose depth edge
-	@for head in pose depth edge; do \
-		$(PY) -m heads_registry.training \
-			heads_registry/training/recipes/mannequin-$$head.yaml --data data/heads64 \
-			--run runs/head-$$head --out $(BUILTIN)/heads; \
-	done
+	@$(MAKE) demo-heads
 	@$(PY) -m evaluation.train_judge
 
+demo-heads: setup  ## Train the demo model's six heads again (an hour and a half on two cores)
+	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
+		--labels pose depth edge
+	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
+		--size 64
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 400 --people 2 --shots 4 \
+		--size 64
+	@for head in $(HEADS); do \
+		data=data/heads64; \
+		case $$head in \
+			correspondence|appearance) data=data/videos64 ;; \
+			identity) data=data/faces64 ;; \
+		esac; \
+		$(VENV)/bin/readout train head heads_registry/training/recipes/mannequin-$$head.yaml \
+			--data $$data --run runs/head-$$head --out $(BUILTIN); \
+	done
+
+HEADS := pose depth edge correspondence appearance identity
 BUILTIN := heads_registry/builtin
 
 openapi: setup  ## Write openapi.yaml from the application

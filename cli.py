@@ -30,7 +30,9 @@ app = typer.Typer(
 heads_app = typer.Typer(help="Readout heads that are installed.", no_args_is_help=True)
 models_app = typer.Typer(help="Base models that are installed.", no_args_is_help=True)
 keys_app = typer.Typer(help="API keys: who may call the service.", no_args_is_help=True)
+train_app = typer.Typer(help="Train readout heads on your own data.", no_args_is_help=True)
 app.add_typer(heads_app, name="heads")
+app.add_typer(train_app, name="train")
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 
@@ -246,6 +248,82 @@ def heads_import(
     for note in found.notes:
         typer.echo(f"note: {note}")
     typer.echo(found.manifest_path)
+
+
+@heads_app.command("check")
+def heads_check(
+    head: Annotated[str, typer.Argument(help="Name, family/name, or the path of a manifest.")],
+    model: Annotated[str, typer.Option(help="See `readout models list`.")] = "mannequin-64",
+) -> None:
+    """Say whether a head fits a model, and why not; exit code 1 if it does not."""
+    from heads_registry.fit import check_head
+    from heads_registry.manifest import RegistryError
+
+    try:
+        fit = check_head(_catalogue(), head, model)
+    except RegistryError as error:
+        raise _fail(error, 2) from None
+    verdict = "does not fit" if fit.problems else "fits"
+    typer.echo(f"{fit.head.id} {verdict} {fit.model.name}")
+    for problem in fit.problems:
+        typer.echo(f"- {problem}")
+    raise typer.Exit(1 if fit.problems else 0)
+
+
+@train_app.command("head")
+def train_head(
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="YAML files; see docs/training.md.")
+    ],
+    data: Annotated[Path, typer.Option(help="The data's folder; see docs/data.md.")],
+    out: Annotated[
+        Path, typer.Option(help="A registry directory; READOUT_REGISTRY_DIRS serves it.")
+    ] = Path("registry"),
+    model: Annotated[str, typer.Option(help="See `readout models list`.")] = "mannequin-64",
+    run: Annotated[
+        Path | None, typer.Option(help="Checkpoint, caches, previews; default: runs/<heads>.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many images, videos or people.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Stop after so much training.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the frozen model: auto, float32, bfloat16, float16.")
+    ] = "auto",
+    mixed_precision: Annotated[
+        bool | None, typer.Option(help="Heads in bfloat16 where safe; default: on a GPU.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Event files under the run.")] = False,
+) -> None:
+    """Train a head, or several spatial ones together: ends with files that the service serves."""
+    from heads_registry.manifest import RegistryError
+    from heads_registry.training.command import Options, train_heads
+    from jobs.settings import CoreSettings
+
+    try:
+        options = Options(
+            recipes=recipes,
+            data=data,
+            out=out,
+            run=run,
+            model=model,
+            registries=_settings(CoreSettings).registry_dirs,
+            limit=limit,
+            minutes=minutes,
+            device=device,
+            dtype=dtype,
+            mixed_precision=mixed_precision,
+            tensorboard=tensorboard,
+        )
+        for path in train_heads(options, typer.echo):
+            typer.echo(path)
+    except (RegistryError, ValueError) as error:
+        raise _fail(error, 2) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped; the same command goes on from the last checkpoint", 130) from None
 
 
 @models_app.command("list")

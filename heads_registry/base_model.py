@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from jaxtyping import Float
 from torch import Tensor
@@ -243,7 +244,9 @@ class BaseModel:
         its own noise, from its seed, whatever else is in the batch.
         """
         kind = StableDiffusionXLImg2ImgPipeline if self.is_xl else StableDiffusionImg2ImgPipeline
-        parts = self.pipeline.components | {"scheduler": self.ddim_scheduler(num_inference_steps)}
+        # Latents are not pixels: nothing to clip at ±1.
+        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config, clip_sample=False)
+        parts = self.pipeline.components | {"scheduler": scheduler}
         pipeline = kind(**parts, **({} if self.is_xl else {"requires_safety_checker": False}))
         pipeline.set_progress_bar_config(disable=True)
         edited = pipeline(
@@ -257,3 +260,21 @@ class BaseModel:
             output_type="pt",
         ).images
         return edited.float().cpu() * 2 - 1
+
+
+def unet_outline(manifest: ModelManifest) -> UNet2DConditionModel:
+    """A model's U-Net without weights, on the meta device: enough to see what heads would read.
+
+    Raises:
+        ModelLoadError: its configuration cannot be had.
+    """
+    try:
+        config = UNet2DConditionModel.load_config(
+            manifest.location, subfolder="unet", revision=manifest.revision
+        )
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelLoadError(
+            f"model {manifest.name}: no U-Net configuration at {manifest.location}: {error}"
+        ) from error

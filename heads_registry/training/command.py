@@ -11,6 +11,7 @@ import torch
 from heads_registry.base_model import BaseModel
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.training.data import load_labelled_images
+from heads_registry.training.expect import after, before
 from heads_registry.training.groups import load_faces, load_videos
 from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.negatives import anchor_rows, make_negatives
@@ -28,28 +29,57 @@ class Options:
     Args:
         recipes: files; several are trained together and must be of one kind.
         data: the folder, see docs/data.md.
-        out: the registry directory's `heads` folder, where manifest and weights go.
-        run: checkpoint, caches, previews.
+        out: a registry directory, or its `heads` folder: manifest and weights go there.
+        run: checkpoint, caches, previews; None: runs/ and the heads' names.
         model: name in the catalogue of `registries` and the built-in one.
         limit: use only so many images, videos or people.
         minutes: see `HeadTrainer`.
-        device, dtype: of the frozen model.
-        mixed_precision: see `HeadTrainer`.
+        device, dtype: of the frozen model; auto: a GPU where there is one, and half precision
+            on it.
+        mixed_precision: see `HeadTrainer`; None: on a GPU.
         tensorboard: write event files under `run`.
     """
 
     recipes: Sequence[Path]
     data: Path
     out: Path
-    run: Path
+    run: Path | None = None
     model: str = "mannequin-64"
     registries: Sequence[Path] = field(default_factory=tuple)
     limit: int | None = None
     minutes: float | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    mixed_precision: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    mixed_precision: bool | None = None
     tensorboard: bool = False
+
+    def resolved_device(self) -> torch.device:
+        """The device to train on.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
+        return torch.device(self.device)
+
+    def resolved_dtype(self, device: torch.device) -> torch.dtype:
+        """Of the frozen model.
+
+        Raises:
+            ValueError: no such dtype.
+        """
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise ValueError(f"--dtype {self.dtype}: choose auto, {', '.join(DTYPES)}")
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Path]:
@@ -61,29 +91,46 @@ def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Pa
     """
     recipes = [HeadRecipe.load(path) for path in options.recipes]
     manifest = Catalogue([BUILTIN_DIR, *options.registries]).model(options.model)
-    log = TensorBoardLog(options.run / "tensorboard") if options.tensorboard else NoLog()
-    load = _loader(recipes, options, manifest.width, manifest.height)
-    model = BaseModel.load(manifest, options.device, DTYPES[options.dtype])
+    run = options.run or Path("runs") / "+".join(recipe.name for recipe in recipes)
+    device = options.resolved_device()
+    dtype = options.resolved_dtype(device)
+    log = TensorBoardLog(run / "tensorboard") if options.tensorboard else NoLog()
+    load = _loader(recipes, options, manifest.width, manifest.height, run)
+    model = BaseModel.load(manifest, device, dtype)
+    mixed = options.mixed_precision
     trainer = HeadTrainer(
         model,
         recipes,
         load(model),
-        options.run,
+        run,
         minutes=options.minutes,
-        mixed_precision=options.mixed_precision,
+        mixed_precision=device.type == "cuda" if mixed is None else mixed,
         log=log,
     )
-    say(f"{trainer.task.examples} training examples, {len(trainer.task.validation)} held out")
-    trainer.train()
+    for line in before(recipes[0], trainer.task.examples, len(trainer.task.validation)):
+        say(line)
+    trainer.train(say=say)
+    out = options.out if options.out.name == "heads" else options.out / "heads"
+    return _finish(trainer, out, manifest.family, run, say)
+
+
+def _finish(
+    trainer: HeadTrainer, out: Path, family: str, run: Path, say: Callable[[str], None]
+) -> list[Path]:
+    """Measure, draw, save."""
     metrics = trainer.evaluate()
-    log.metrics(trainer.step, metrics)
-    for name, values in metrics.items():
-        say(f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in values.items()))
-    return trainer.save(options.out, manifest.family, metrics)
+    trainer.log.metrics(trainer.step, metrics)
+    for trainee in trainer.trainees:
+        say(after(trainee.recipe, metrics[trainee.recipe.name]))
+    for name, pictures in trainer.preview().items():
+        for what, picture in zip(("preview", "mixing"), pictures, strict=True):
+            picture.save(run / f"{name}-{what}.png")
+            say(str(run / f"{name}-{what}.png"))
+    return trainer.save(out, family, metrics)
 
 
 def _loader(
-    recipes: Sequence[HeadRecipe], options: Options, width: int, height: int
+    recipes: Sequence[HeadRecipe], options: Options, width: int, height: int, run: Path
 ) -> Callable[[BaseModel], Task]:
     """Read and check the data now; what remains needs the model."""
     first = recipes[0]
@@ -103,9 +150,7 @@ def _loader(
 
     def with_negatives(model: BaseModel) -> Task:
         rows = anchor_rows(grouped, first.negatives.per_group)
-        edits = make_negatives(
-            model, grouped, rows, first.negatives, options.run / "negatives", first.seed
-        )
+        edits = make_negatives(model, grouped, rows, first.negatives, run / "negatives", first.seed)
         return TripletTask(
             grouped, rows, edits, first.negatives.others, identity=first.kind == "identity"
         )

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from heads_registry.base_model import BaseModel
+from heads_registry.training.expect import duration
 from heads_registry.training.frozen import FrozenFeatures, cached_latents
 from heads_registry.training.progress import Cost, NoLog, TrainingLog
 from heads_registry.training.recipe import HeadRecipe
+from heads_registry.training.sheets import mixing_plot, preview_sheet, spread
 from heads_registry.training.tasks import Examples, Readouts, Task
 from heads_registry.training.trainee import Trainee, save_head
 
@@ -30,6 +33,14 @@ METRIC_FRACTIONS = tuple(round(tenth / 10, 1) for tenth in range(1, 10))
 """Fractions of the schedule at which held-out readouts are measured."""
 
 PICTURES_AT_ONCE = 64
+"""Of a pass of the U-Net when measuring; training's is the batch's."""
+
+PREVIEW_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+PREVIEWED = 6
+"""Examples of a preview sheet."""
+
+TRIAL_STEPS = 5
+"""After which the duration is estimated."""
 
 
 class HeadTrainer:
@@ -83,15 +94,23 @@ class HeadTrainer:
         steps = self.step / self.max_steps
         return max(steps, self.cost.seconds / 60 / self.minutes) if self.minutes else steps
 
-    def train(self, checkpoint_every_s: float = 120.0) -> None:
-        """Run to the recipes' max_steps or the minutes' end, checkpointing on the way."""
-        saved = time.monotonic()
+    def train(
+        self, checkpoint_every_s: float = 120.0, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Run to the recipes' max_steps or the minutes' end, checkpointing on the way.
+
+        After the first steps `say` is told how long it will take.
+        """
+        saved, first = time.monotonic(), (self.step, self.cost.seconds)
         names = "+".join(trainee.recipe.name for trainee in self.trainees)
         bar = tqdm(initial=self.step, total=self.max_steps, desc=names, mininterval=5)
         while self.progress < 1:
             with self.cost.timed():
                 losses = self.train_step()
             bar.update()
+            if self.step - first[0] == TRIAL_STEPS:
+                each = (self.cost.seconds - first[1]) / TRIAL_STEPS
+                say(duration(each, self.max_steps, self.minutes))
             if self.step % 50 == 0:
                 values = {name: float(loss) for name, loss in losses.items()}
                 self.log.losses(self.step, values)
@@ -149,6 +168,19 @@ class HeadTrainer:
             yield readout.unflatten(0, shape)
 
     @torch.no_grad()
+    def said(self, examples: Examples, fraction: float, noise: Tensor) -> list[Readouts]:
+        """What each trained head says of examples at a fraction of the schedule.
+
+        Args:
+            examples: some. fraction: of the schedule; 0 is clean.
+            noise: (batch, pictures, *latent shape).
+        """
+        timestep = round(fraction * self.frozen.num_timesteps)
+        timesteps = torch.full((len(examples),), timestep, device=self.model.device)
+        heads = [trainee.trained for trainee in self.trainees]
+        return list(self._readouts(examples, timesteps, noise.to(self.model.device), heads))
+
+    @torch.no_grad()
     def evaluate(self, fractions: Sequence[float] = METRIC_FRACTIONS) -> dict[str, dict[str, Any]]:
         """Metrics of held-out examples by fraction of the schedule: head → `name_t0.1` → value."""
         result: dict[str, dict[str, Any]] = {one.recipe.name: {} for one in self.trainees}
@@ -167,15 +199,9 @@ class HeadTrainer:
         examples = self.task.validation
         size = max(1, PICTURES_AT_ONCE // examples.rows.shape[1])
         columns: list[dict[str, list[np.ndarray]]] = [defaultdict(list) for _ in self.trainees]
-        heads = [trainee.trained for trainee in self.trainees]
         for start in range(0, len(examples), size):
             part = slice(start, start + size)
-            count = len(examples[part])
-            timestep = round(fraction * self.frozen.num_timesteps)
-            timesteps = torch.full((count,), timestep, device=self.model.device)
-            said = self._readouts(
-                examples[part], timesteps, noise[part].to(self.model.device), heads
-            )
+            said = self.said(examples[part], fraction, noise[part])
             for trainee, column, readouts in zip(self.trainees, columns, said, strict=True):
                 for name, values in self.task.measure(
                     trainee.recipe, readouts, examples[part]
@@ -191,6 +217,22 @@ class HeadTrainer:
         baselines = [name for name in metrics if name.startswith("baseline_")]
         kept = {name: value for name, value in metrics.items() if name not in baselines}
         return kept | ({"rmse_baseline": metrics[baselines[0]]} if baselines else {})
+
+    def preview(self) -> Mapping[str, tuple[Image.Image, Image.Image]]:
+        """By head: a sheet of what it says of held-out examples, and its mixing weights."""
+        examples = spread(self.task.validation, PREVIEWED)
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(*examples.rows.shape, *self.latents.shape[1:], generator=generator)
+        said = {fraction: self.said(examples, fraction, noise) for fraction in PREVIEW_FRACTIONS}
+        sheets = {}
+        for index, trainee in enumerate(self.trainees):
+            own = {fraction: readouts[index] for fraction, readouts in said.items()}
+            sheet = preview_sheet(self.task, trainee.recipe, examples, own)
+            sheets[trainee.recipe.name] = (
+                sheet,
+                mixing_plot(trainee.trained, list(self.frozen.taps)),
+            )
+        return sheets
 
     def save(self, directory: Path, family: str, metrics: dict[str, dict[str, Any]]) -> list[Path]:
         """Write fp16 safetensors and manifests that the service serves at once.

@@ -52,6 +52,21 @@ def balanced_mse(
     return loss
 
 
+def element_balanced_mse(
+    readout: Readout, target: Readout, value_range: tuple[float, float]
+) -> Float[Tensor, ""]:
+    """`balanced_mse` as the authors' code has it: null is decided for each channel on its own.
+
+    For comparisons with their heads. Where no element is null, or none is not, the plain mean
+    (theirs is NaN in the second case).
+    """
+    null = target == value_range[0]
+    error = (readout - target).square()
+    if null.all() or not null.any():
+        return error.mean()
+    return (error[null].mean() + error[~null].mean()) / 2
+
+
 def correspondence_loss(
     source: Readout,
     target: Readout,

@@ -59,8 +59,10 @@ class HeadRecipe(BaseModel):
     label: str | None = Field(
         None, description="spatial: key of the label image in the data's metadata.jsonl"
     )
-    loss: Literal["mse", "balanced_mse"] | None = Field(
-        None, description="spatial; balanced: null and non-null regions weigh equally (4.2)"
+    loss: Literal["mse", "balanced_mse", "element_balanced_mse"] | None = Field(
+        None,
+        description="spatial; balanced: null and non-null regions weigh equally (4.2); "
+        "element_balanced: as the authors' code does it, channel by channel",
     )
     value_range: tuple[float, float] = (-1.0, 1.0)
     target_resampling: Literal["area", "bicubic", "nearest"] = "area"

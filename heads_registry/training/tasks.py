@@ -6,6 +6,8 @@ head, a pair of frames, an anchor with a positive and a negative). The loop does
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +23,7 @@ from heads_registry.training.losses import (
     appearance_distance,
     balanced_mse,
     correspondence_loss,
+    element_balanced_mse,
     mse,
     triplet_hinge,
 )
@@ -105,7 +108,8 @@ class SpatialTask:
         target = self.targets(recipe, readouts, examples)
         if recipe.loss == "mse":
             return mse(readouts[:, 0], target)
-        return balanced_mse(readouts[:, 0], target, recipe.value_range)
+        balanced = balanced_mse if recipe.loss == "balanced_mse" else element_balanced_mse
+        return balanced(readouts[:, 0], target, recipe.value_range)
 
     def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
         """Squared error, and that of always saying the mean training label."""
@@ -140,15 +144,14 @@ class CorrespondenceTask:
         self.examples = _training_groups(self.videos, self.held_out)
         self._pairs = [_pairs(tracks) for tracks in self.videos.tracks]
         held_out = torch.arange(self.examples, len(self.videos)).repeat_interleave(self.pairs_each)
-        self.validation = self._examples(held_out, torch.Generator().manual_seed(1))
+        self.validation = self.pairs(held_out, torch.Generator().manual_seed(1))
 
     def draw(self, count: int, generator: torch.Generator) -> Examples:
         """Videos at random, two frames of each, and points that both show."""
-        return self._examples(
-            torch.randint(self.examples, (count,), generator=generator), generator
-        )
+        return self.pairs(torch.randint(self.examples, (count,), generator=generator), generator)
 
-    def _examples(self, videos: Int[Tensor, " batch"], generator: torch.Generator) -> Examples:
+    def pairs(self, videos: Int[Tensor, " batch"], generator: torch.Generator) -> Examples:
+        """One pair of each of these videos."""
         rows = torch.zeros(len(videos), 2, dtype=torch.long)
         points = torch.zeros(len(videos), self.points, 2, 2)
         valid = torch.zeros(len(videos), self.points, dtype=torch.bool)
@@ -220,13 +223,10 @@ class TripletTask:
             [(row, edits[row]) for row in group if row in edits] for group in self.data.groups
         ]
         self.examples = _training_groups(self.data, self.held_out)
-        generator = torch.Generator().manual_seed(1)
-        rows = []
-        for group in range(self.examples, len(self.data)):
-            for anchor, edit in self._anchors[group]:
-                positive = self._positive(group, anchor, generator)
-                rows.append([anchor, positive, edit, self._other(group, False, generator)])
-        self.validation = Examples(torch.tensor(rows))
+        self._alike: dict[str, list[int]] = defaultdict(list)
+        for group, look in enumerate(self.data.looks):
+            self._alike[look].append(group)
+        self.validation = self.quadruplets(range(self.examples, len(self.data)))
 
     def draw(self, count: int, generator: torch.Generator) -> Examples:
         """Groups at random, and a triplet of each."""
@@ -234,20 +234,36 @@ class TripletTask:
         for group in torch.randint(self.examples, (count,), generator=generator).tolist():
             anchor, negative = _one(self._anchors[group], generator)
             if self.others and float(torch.rand(1, generator=generator)) < self.others:
-                negative = self._other(group, True, generator)
+                negative = self._other(group, generator)
             rows.append([anchor, self._positive(group, anchor, generator), negative])
+        return Examples(torch.tensor(rows))
+
+    def quadruplets(self, groups: Iterable[int]) -> Examples:
+        """Anchor, positive, edit and other of each anchor of these groups; always the same."""
+        generator = torch.Generator().manual_seed(1)
+        rows = [
+            [anchor, self._positive(group, anchor, generator), edit, self._other(group, generator)]
+            for group in groups
+            for anchor, edit in self._anchors[group]
+        ]
         return Examples(torch.tensor(rows))
 
     def _positive(self, group: int, anchor: int, generator: torch.Generator) -> int:
         rest = [row for row in self.data.groups[group] if row != anchor]
         return _one(rest, generator)
 
-    def _other(self, group: int, training: bool, generator: torch.Generator) -> int:
-        part = range(self.examples) if training else range(self.examples, len(self.data))
-        others = [other for other in part if other != group]
+    def _other(self, group: int, generator: torch.Generator) -> int:
+        """A picture of another group: of the same look, else any of the same part of the data."""
         looks = self.data.looks
-        alike = [other for other in others if looks and looks[other] == looks[group]]
-        return _one(self.data.groups[_one(alike or others or [group], generator)], generator)
+        alike = [other for other in self._alike[looks[group]] if other != group] if looks else []
+        if alike:
+            other = _one(alike, generator)
+        else:
+            training = group < self.examples
+            start, end = (0, self.examples) if training else (self.examples, len(self.data))
+            step = int(torch.randint(1, max(2, end - start), (1,), generator=generator))
+            other = start + (group - start + step) % (end - start)
+        return _one(self.data.groups[other], generator)
 
     def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
         """Hinge of the two distances."""

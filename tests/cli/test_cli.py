@@ -31,6 +31,8 @@ def test_the_command_alone_imports_no_room() -> None:
         "worker",
         "reconciler",
         "heads list",
+        "heads check",
+        "train head",
         "models list",
         "version",
         "keys create",

@@ -1,0 +1,208 @@
+"""Every kind of head trains on the repository's example data and is served at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from heads_registry.base_model import BaseModel
+from heads_registry.fit import check_head
+from heads_registry.loading import load_head
+from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.training.command import Options, train_heads
+from heads_registry.training.data import DataError, load_labelled_images
+from heads_registry.training.groups import Grouped, load_faces, load_videos
+from heads_registry.training.loop import HeadTrainer
+from heads_registry.training.negatives import anchor_rows, make_negatives
+from heads_registry.training.recipe import HeadRecipe, NegativesRecipe
+from heads_registry.training.tasks import CorrespondenceTask, TripletTask, point_cells
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FOLDERS = {
+    "spatial": "images",
+    "correspondence": "videos",
+    "appearance": "videos",
+    "identity": "faces",
+}
+
+
+def write_recipe(path: Path, kind: str) -> Path:
+    values: dict = {
+        "name": f"my-{kind}",
+        "title": kind,
+        "kind": kind,
+        "projection_channels": 16,
+        "num_norm_groups": 4,
+        "max_steps": 3,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+        "ema_decay": 0.5,
+    }
+    if kind == "spatial":
+        values |= {"signal": "depth", "label": "depth", "loss": "mse"}
+    if kind in ("appearance", "identity"):
+        values["negatives"] = {"num_inference_steps": 4, "per_group": 1, "others": 0.5}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_ten_examples_make_a_head_that_is_served_at_once(
+    kind: str, tiny_registry: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = Options(
+        recipes=[write_recipe(tmp_path / "recipe.yaml", kind)],
+        data=EXAMPLES / FOLDERS[kind],
+        out=tmp_path / "mine",
+        run=tmp_path / "run",
+        model="tiny",
+        registries=[tiny_registry],
+        device="cpu",
+    )
+    (path,) = train_heads(options, said.append)
+    catalogue = Catalogue([BUILTIN_DIR, tiny_registry, tmp_path / "mine"])
+    head = catalogue.head(catalogue.model("tiny"), f"my-{kind}")
+    assert head.weights_path.parent == path.parent
+    assert head.kind == kind
+    assert check_head(catalogue, f"my-{kind}", "tiny").problems == ()
+    assert load_head(head).output_head is None or kind == "spatial"
+    training = head.metrics["training"]
+    assert training["steps"] == 3
+    assert training["peak_memory_mb"] > 0
+    assert any("fewer than 100" in line for line in said)
+    assert len(list((tmp_path / "run").glob(f"my-{kind}-*.png"))) == 2
+
+
+def grouped(kind: str = "faces") -> Grouped:
+    load = load_faces if kind == "faces" else load_videos
+    return load(EXAMPLES / kind, 32, 32)
+
+
+def test_triplets_are_what_they_should_be() -> None:
+    data = grouped()
+    anchors = anchor_rows(data, 1)
+    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
+    task = TripletTask(data, anchors, edits, others=0.5, held_out=1)
+    group_of = {row: index for index, group in enumerate(data.groups) for row in group}
+    assert task.examples == 4, "the two people of the last look are held out together"
+    seen_edits = 0
+    for anchor, positive, negative in task.draw(
+        200, torch.Generator().manual_seed(0)
+    ).rows.tolist():
+        assert anchor in anchors
+        assert anchor != positive
+        assert group_of[anchor] == group_of[positive] < task.examples
+        if negative >= len(data.images):
+            seen_edits += 1
+            assert anchors[negative - len(data.images)] == anchor
+        else:
+            assert group_of[negative] != group_of[anchor]
+            assert data.looks[group_of[negative]] == data.looks[group_of[anchor]]
+    assert 70 < seen_edits < 130
+    assert {group_of[row] for row in task.validation.rows[:, :2].flatten().tolist()} == {4, 5}
+
+
+def test_pairs_are_two_frames_and_points_that_both_show() -> None:
+    data = grouped("videos")
+    task = CorrespondenceTask(data, points=8, held_out=1)
+    examples = task.draw(50, torch.Generator().manual_seed(0))
+    assert examples.points is not None
+    assert examples.valid is not None
+    for rows, points, valid in zip(examples.rows, examples.points, examples.valid, strict=True):
+        video = next(index for index, group in enumerate(data.groups) if int(rows[0]) in group)
+        frames = [data.groups[video].index(int(row)) for row in rows]
+        assert video < task.examples
+        assert frames[0] != frames[1]
+        tracks = data.tracks[video][:, frames]
+        for pair in points[valid]:
+            matches = (tracks[..., :2] == pair).all(dim=2).all(dim=1)
+            assert bool((tracks[matches][..., 2] > 0.5).all())
+            assert bool(matches.any())
+
+
+def test_points_fall_into_the_cells_that_hold_them() -> None:
+    points = torch.tensor([[0.0, 0.0], [0.49, 0.0], [0.5, 0.0], [0.99, 0.99], [0.1, 0.6]])
+    assert point_cells(points, 2, 4).tolist() == [0, 1, 2, 7, 4]
+
+
+def test_negatives_are_edits_that_the_cache_keeps(tiny_registry: Path, tmp_path: Path) -> None:
+    model = BaseModel.load(Catalogue([tiny_registry]).model("tiny"))
+    data, recipe = grouped(), NegativesRecipe(num_inference_steps=4, strength=(0.3, 0.9))
+    rows = anchor_rows(data, 1)
+    whole = make_negatives(model, data, rows, recipe, tmp_path / "a")
+    files = sorted((tmp_path / "a").glob("*/*.png"))
+    assert len(files) == len(rows) == len(whole)
+    assert (whole != data.images[rows]).float().mean() > 0.5
+    for path in files[::2]:
+        path.unlink()
+    again = make_negatives(model, data, rows, recipe, tmp_path / "a")
+    assert int((again.int() - whole.int()).abs().max()) <= 1, "its own noise, whatever the batch"
+
+
+def test_a_training_that_is_timed_follows_the_clock(tiny_registry: Path, tmp_path: Path) -> None:
+    model = BaseModel.load(Catalogue([tiny_registry]).model("tiny"))
+    recipe = HeadRecipe(
+        name="c", title="c", kind="correspondence", projection_channels=16, num_norm_groups=4,
+        max_steps=10_000, batch_size=1,
+    )  # fmt: skip
+    trainer = HeadTrainer(
+        model, [recipe], CorrespondenceTask(grouped("videos")), tmp_path, minutes=0.02
+    )
+    trainer.train()
+    assert 0 < trainer.step < 10_000
+    assert trainer.cost.seconds >= 1.2
+    assert trainer.trainees[0].optimizer.param_groups[0]["lr"] < 0.5e-3, "the end of the schedule"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": ["images/x.png"]}, "two files or more"),
+        ({"frames": ["nowhere.png", "nowhere.png"]}, "no such file"),
+        ({"tracks": [[[1, 2, 1]]]}, r"tracks have the shape \[1, 1, 3\]"),
+        ({"tracks": [[["a", 2, 1]] * 3]}, "tracks must be"),
+        ({"tracks": [[[1, 2, 0]] * 3]}, "no two frames share"),
+        ({"frames": ["../videos/metadata.jsonl"] * 3}, "cannot read"),
+        ({"frames": ["../../images/images/x.png"] * 3}, "lies outside"),
+    ],
+)
+def test_a_broken_video_is_named_by_file_and_line(
+    change: dict, message: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "videos", tmp_path / "videos"))
+    tracks = folder / "tracks.jsonl"
+    rows = [json.loads(line) for line in tracks.read_text().splitlines()]
+    rows[1] |= change
+    tracks.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=message) as caught:
+        load_videos(folder, 32, 32)
+    assert "tracks.jsonl:2" in str(caught.value)
+
+
+def test_a_person_with_one_picture_is_named(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "faces", tmp_path / "faces"))
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    (folder / "metadata.jsonl").write_text("\n".join([*lines[:-2], lines[-1]]))
+    with pytest.raises(DataError, match=r"metadata\.jsonl:11: identity .* one picture"):
+        load_faces(folder, 32, 32)
+
+
+def test_poses_may_come_as_key_points_alone(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "images", tmp_path / "images"))
+    drawn = load_labelled_images(folder, ["pose"], 64, 64).labels["pose"]
+    metadata = folder / "metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    metadata.write_text("\n".join(json.dumps(row | {"labels": {}}) for row in rows))
+    again = load_labelled_images(folder, ["pose"], 64, 64).labels["pose"]
+    assert (again.float() - drawn.float()).abs().mean() < 0.1, "key points have two decimals"
+    assert drawn.float().mean() > 5
+    rows[3]["keypoints"] = [[1, 2]]
+    metadata.write_text("\n".join(json.dumps(row | {"labels": {}}) for row in rows))
+    with pytest.raises(DataError, match=r"metadata\.jsonl:4: keypoints must be"):
+        load_labelled_images(folder, ["pose"], 64, 64)
