@@ -102,7 +102,7 @@ class Studio:
 
     def __init__(self, cache: Path, registry: Path = BUILTIN_DIR) -> None:
         self.cache = cache
-        self.models = ModelCache(Catalogue([registry]), 2**33)
+        self.models = ModelCache(Catalogue(dict.fromkeys([BUILTIN_DIR, registry])), 2**33)
 
     def pictures(self, condition: Condition, scenes: Scenes) -> torch.Tensor:
         """(scenes, 3, size, size) in [0, 1]; picture i has noise seed i."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation import heads, learning
 from evaluation.generate import Condition, Scenes, Signal, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
@@ -161,9 +162,22 @@ def readouts(_bench: Bench) -> list[Row]:
     catalogue = Catalogue([BUILTIN_DIR])
     rows: list[Row] = []
     for head in catalogue.heads_for(catalogue.model(MODEL)):
-        values = {key.removeprefix("rmse_"): value for key, value in head.metrics.items()}
-        rows.append({"head": head.name, **values})
+        if head.kind == "spatial":
+            names = [name for name in head.metrics if name.startswith("rmse_")]
+            values = {name.removeprefix("rmse_"): head.metrics[name] for name in names}
+            rows.append({"head": head.name, **values})
     return rows
+
+
+def training_cost(_bench: Bench) -> list[Row]:
+    """What the shipped heads took, from their manifests: minutes of training steps alone, of all
+    heads that were trained together; peak memory of the whole process."""
+    catalogue = Catalogue([BUILTIN_DIR])
+    return [
+        {"head": head.name, **head.metrics["training"]}
+        for head in catalogue.heads_for(catalogue.model(MODEL))
+        if "training" in head.metrics
+    ]
 
 
 PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
@@ -173,7 +187,10 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "depth_and_edge": ("Depth and edge control", depth_and_edge),
     "text": ("Text", text),
     "readouts": ("Readouts of held-out images by timestep", readouts),
+    "training_cost": ("What training the heads took", training_cost),
 }
+MEASURES = heads.PARTS | learning.PARTS
+"""Parts in modules of their own, which need no more than the count."""
 
 
 def _pose_row(
@@ -240,13 +257,14 @@ def write_report(path: Path) -> None:
         "network trained on clean renders alone (`evaluation/judge.py`). PCK@a counts a key point",
         "as right within a times the longer side of the predicted pose's box (section 5).",
     ]
-    for name, (title, function) in PARTS.items():
+    for name, (title, function) in (PARTS | MEASURES).items():
         stored = RUNS / f"{name}.json"
         if stored.is_file():
             content = json.loads(stored.read_text())
             lines += ["", f"## {title}", "", inspect.cleandoc(function.__doc__ or ""), ""]
             lines += [f"`{content['command']}`", "", table(content["rows"])]
-    missing = [title for name, (title, _) in PARTS.items() if not (RUNS / f"{name}.json").is_file()]
+    titles = {name: title for name, (title, _) in (PARTS | MEASURES).items()}
+    missing = [title for name, title in titles.items() if not (RUNS / f"{name}.json").is_file()]
     if missing:
         lines += ["", "Not measured yet for these weights: " + "; ".join(missing) + "."]
     extra = path.with_name("results-bench.md")
@@ -258,16 +276,22 @@ def write_report(path: Path) -> None:
 def main() -> None:
     """Measure the parts that are asked for and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    names = [*PARTS, *MEASURES]
+    parser.add_argument("--parts", nargs="*", choices=names, default=names)
     parser.add_argument("--count", type=int, default=400, help="held-out scenes")
     options = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.count)
+    bench = Bench(options.count) if set(options.parts) & set(PARTS) else None
     for name in options.parts:
-        rows = PARTS[name][1](bench)
+        if name in MEASURES:
+            title, measure = MEASURES[name]
+            rows = measure(options.count)
+        else:
+            assert bench is not None
+            title, rows = PARTS[name][0], PARTS[name][1](bench)
         command = f"python -m evaluation.results --parts {name} --count {options.count}"
         (RUNS / f"{name}.json").write_text(json.dumps({"command": command, "rows": rows}))
-        print(f"\n## {PARTS[name][0]}\n\n{table(rows)}", flush=True)
+        print(f"\n## {title}\n\n{table(rows)}", flush=True)
     write_report(REPORT)
 
 
