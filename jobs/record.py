@@ -312,6 +312,14 @@ class RecordStore:
         )
         return {"requeued": JobState.QUEUED, "failed": JobState.FAILED}.get(reply[0])
 
+    def position(self, job_id: str) -> int | None:
+        """How many jobs were queued before this one and still are; None: it is not queued."""
+        with redis_errors():
+            return cast(
+                "int | None",
+                self._redis.zrank(index_key(self._settings, JobState.QUEUED), job_id),
+            )
+
     def counts(self) -> dict[JobState, int]:
         """How many records are in each state."""
         with redis_errors(), self._redis.pipeline(transaction=False) as pipeline:

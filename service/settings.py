@@ -39,5 +39,8 @@ class GatewaySettings(CoreSettings):
         16, ge=0, description="images that wait for their turn; beyond it 503"
     )
 
+    max_listeners: int = Field(
+        500, ge=0, description="clients that wait: for events, or with `Prefer: wait`"
+    )
     poll_interval_s: int = Field(1, ge=1, description="Retry-After of a job that is not done")
     busy_retry_s: int = Field(5, ge=1, description="Retry-After when the service is full or down")
