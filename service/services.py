@@ -14,9 +14,11 @@ from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from jobs.connection import connect, connect_async
 from jobs.events import EventFeed
 from jobs.idempotency import IdempotencyClaims
+from jobs.outbox import Outbox
 from jobs.queue import JobQueue
 from jobs.record import RecordStore
 from jobs.store import ObjectStore
+from jobs.webhooks import EndpointStore
 from service.images import ControlImages
 from service.listening import Listeners
 from service.metrics import Metrics
@@ -40,6 +42,8 @@ class Services:
     images: ControlImages
     metrics: Metrics
     claims: IdempotencyClaims
+    endpoints: EndpointStore
+    outbox: Outbox
     feed: EventFeed
     listeners: Listeners
     redis: Redis
@@ -73,6 +77,8 @@ def make_services(settings: GatewaySettings) -> Services:
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),
         metrics=Metrics(),
+        endpoints=EndpointStore(redis, settings),
+        outbox=Outbox(redis, settings),
         claims=IdempotencyClaims(redis, settings),
         redis=redis,
         redis_async=redis_async,
