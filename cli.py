@@ -144,22 +144,29 @@ def worker(check: CheckOption = False) -> None:
 
 @app.command()
 def reconciler(check: CheckOption = False) -> None:
-    """Run the reconciler: requeues what dead workers left behind. One of it is enough."""
+    """Run the reconciler: requeues what dead workers left behind, and delivers webhooks.
+
+    One of it is enough.
+    """
     if check:
         raise typer.Exit(0 if _reconciler_lives() else 1)
     from signal import SIGINT, SIGTERM, signal
-    from threading import Event
+    from threading import Event, Thread
 
     from jobs.logs import configure_logging
     from jobs.reconciler import run_forever
-    from jobs.settings import CoreSettings
+    from service import webhook_sender
+    from service.settings import GatewaySettings
 
-    settings = _settings(CoreSettings)
+    settings = _settings(GatewaySettings)
     configure_logging(settings.log_format)
     stop = Event()
     for number in (SIGINT, SIGTERM):
         signal(number, lambda *_: stop.set())
+    outbox = Thread(target=webhook_sender.run_forever, args=(settings, stop), name="outbox")
+    outbox.start()
     run_forever(settings, stop)
+    outbox.join()
 
 
 @app.command()

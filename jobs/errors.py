@@ -4,6 +4,9 @@ JobsError
 ├── JobNotFound          no record of that id
 │   └── JobExpired       …any more: it ended, and its time is over
 ├── ApiKeyNotFound       no API key of that id
+├── EndpointNotFound     no webhook endpoint of that id
+├── DeliveryNotFound     no delivery of that id
+├── TooManyEndpoints     an owner has as many webhook endpoints as one may
 ├── IdempotencyConflict  another request came with the same idempotency key before
 │   ├── KeyReused        …and with another body
 │   ├── KeyInFlight      …and is being worked on
@@ -36,6 +39,18 @@ class JobExpired(JobNotFound):
 
 class ApiKeyNotFound(JobsError):
     """No API key of that id."""
+
+
+class EndpointNotFound(JobsError):
+    """No webhook endpoint of that id."""
+
+
+class DeliveryNotFound(JobsError):
+    """No delivery of that id at that endpoint."""
+
+
+class TooManyEndpoints(JobsError):
+    """An owner has as many webhook endpoints as one may."""
 
 
 class IdempotencyConflict(JobsError):

@@ -31,6 +31,36 @@ def idempotency_key(settings: CoreSettings, digest: str) -> str:
     return f"{settings.redis_prefix}:idempotency:{digest}"
 
 
+def endpoints_key(settings: CoreSettings, owner: str) -> str:
+    """An owner's webhook endpoints, a hash of JSON by id; the transitions look whether it is."""
+    return f"{settings.redis_prefix}:webhooks:{owner}"
+
+
+def outbox_key(settings: CoreSettings) -> str:
+    """What became of jobs and is to be told, a stream that the transitions append to."""
+    return f"{settings.redis_prefix}:outbox"
+
+
+def delivery_key(settings: CoreSettings, delivery_id: str) -> str:
+    """A delivery, JSON that expires."""
+    return f"{settings.redis_prefix}:delivery:{delivery_id}"
+
+
+def due_key(settings: CoreSettings) -> str:
+    """Deliveries that are under way, by time due."""
+    return f"{settings.redis_prefix}:deliveries:due"
+
+
+def deliveries_key(settings: CoreSettings, owner: str, endpoint_id: str) -> str:
+    """An endpoint's log: ids of deliveries by time."""
+    return f"{settings.redis_prefix}:deliveries:{owner}:{endpoint_id}"
+
+
+def line_key(settings: CoreSettings) -> str:
+    """Waiting jobs by turn, as jobs/scripts.py keeps them."""
+    return f"{settings.redis_prefix}:line"
+
+
 def api_key_key(settings: CoreSettings, key_id: str) -> str:
     """An API key, a hash with the digest of its token."""
     return f"{settings.redis_prefix}:api-key:{key_id}"

@@ -41,7 +41,7 @@ from jobs.errors import (
 )
 from jobs.idempotency import IdempotencyKey
 from jobs.idempotency import refuse as refuse_key
-from jobs.keys import index_key, record_key, tombstone_key
+from jobs.keys import index_key, line_key, record_key, tombstone_key
 from jobs.listing import Listing
 from jobs.request import GenerationRequest
 from jobs.result import ResultSummary
@@ -101,6 +101,7 @@ class RecordStore:
         owner: str = LOCAL_OWNER,
         idempotency: IdempotencyKey | None = None,
         priority: Priority = Priority.INTERACTIVE,
+        webhook_url: str | None = None,
     ) -> JobRecord:
         """Admit a job, or refuse it because the service is full; one atomic step.
 
@@ -110,6 +111,7 @@ class RecordStore:
             owner: whose job it will be.
             idempotency: the client's key; its entry is written in the same step.
             priority: its place in the line, see jobs/schedule.py.
+            webhook_url: where to tell of the job's end, beside the owner's endpoints.
 
         Raises:
             QueueFull: `max_queued` jobs wait or run.
@@ -131,12 +133,15 @@ class RecordStore:
             fingerprint,
             self._settings.idempotency_ttl_s,
             slot(request, priority),
+            webhook_url or "",
             more_keys=entry,
         )
         refuse_key(reply)
         if reply[0] == "full":
             raise QueueFull(f"{reply[1]} jobs wait or run; the limit is {limit}; try again later")
         fields = {"id": job_id, "state": "queued", "attempt": "0", "request": text}
+        if webhook_url:
+            fields["webhook_url"] = webhook_url
         return parse_record(
             fields | {"request_id": request_id, "owner": owner, "created_at": reply[1]}
         )
@@ -311,6 +316,11 @@ class RecordStore:
             self._lease_ms,
         )
         return {"requeued": JobState.QUEUED, "failed": JobState.FAILED}.get(reply[0])
+
+    def position(self, job_id: str) -> int | None:
+        """How many jobs are before this one in the line; None: it is not queued."""
+        with redis_errors():
+            return cast("int | None", self._redis.zrank(line_key(self._settings), job_id))
 
     def counts(self) -> dict[JobState, int]:
         """How many records are in each state."""

@@ -67,6 +67,13 @@ local function used()
   return tonumber(found[1]) - tonumber(found[2] or 0)
 end
 
+-- leave word in the outbox, if anybody wants to be told
+local function tell(kind, about, owner, state, at, url, failure)
+  if url == '' and redis.call('EXISTS', prefix .. 'webhooks:' .. owner) == 0 then return end
+  redis.call('XADD', prefix .. 'outbox', '*', 'kind', kind, 'id', about, 'owner', owner,
+    'state', state, 'at', at, 'url', url, 'failure', failure)
+end
+
 -- with its last job a batch ends; the reconciler then writes its manifest
 local function end_batch(ttl_s)
   local batch = redis.call('HGET', record, 'batch')
@@ -78,6 +85,14 @@ local function end_batch(ttl_s)
   redis.call('EXPIRE', key .. ':items', ttl_s)
   redis.call('SET', key .. ':owner', found[3], 'EX', ttl_s + tombstone_s)
   redis.call('SADD', prefix .. 'batches:ended', batch)
+  tell('batch', batch, found[3], 'finished', now(), '', '')
+end
+
+-- a job of a batch is told of with its batch
+local function notify(state, owner)
+  local found = redis.call('HMGET', record, 'webhook_url', 'failure', 'finished_at', 'batch')
+  if found[4] and not found[1] then return end
+  tell('generation', id, owner, state, found[3], found[1] or '', found[2] or '')
 end
 
 local function finish(from, to, ttl_s)
@@ -87,6 +102,7 @@ local function finish(from, to, ttl_s)
   redis.call('EXPIRE', record, ttl_s)
   local owner = redis.call('HGET', record, 'owner') or 'local'
   redis.call('SET', record .. ':owner', owner, 'EX', ttl_s + tombstone_s)
+  notify(to, owner)
   end_batch(ttl_s)
 end
 
@@ -138,7 +154,7 @@ end
 
 # KEYS[4]: the idempotency key's entry
 # ARGV: id, limit, request JSON, request id, owner, fingerprint ("": no idempotency key), its TTL,
-#   place in the line as JSON
+#   place in the line as JSON, webhook URL or ""
 CREATE = (
     _PRELUDE
     + _ADMIT
@@ -152,6 +168,7 @@ if earlier then return earlier end
 local refusal = full(ARGV[2], 1)
 if refusal then return refusal end
 created = admit(id, ARGV[3], ARGV[4], ARGV[5], ARGV[8])
+if ARGV[9] ~= '' then redis.call('HSET', record, 'webhook_url', ARGV[9]) end
 if fingerprint ~= '' then settle(KEYS[4], fingerprint, id, ARGV[7]) end
 return {'ok', created}
 """

@@ -83,12 +83,13 @@ class JobRecord(_Frozen):
     result: ResultSummary | None = None
     request_id: str = ""
     owner: str = Field(LOCAL_OWNER, description="whose it is; nobody else is told of it")
+    webhook_url: str | None = Field(None, repr=False, description="where to tell of its end")
     worker: str | None = None
     place: BatchPlace | None = Field(None, description="in a batch")
 
     def as_created(self) -> JobRecord:
         """The record as it was when it was queued: what never changes, and nothing else."""
-        never_changes = {"id", "request", "created_at", "request_id", "owner"}
+        never_changes = {"id", "request", "created_at", "request_id", "owner", "webhook_url"}
         fields = {name: getattr(self, name) for name in never_changes}
         return JobRecord(state=JobState.QUEUED, attempt=0, **fields)
 
@@ -104,7 +105,7 @@ def parse_record(fields: Mapping[str, str]) -> JobRecord:
     """A record from the fields of its hash in Redis, where times are milliseconds."""
     values: dict[str, Any] = {
         name: fields[name]
-        for name in ("id", "state", "attempt", "request_id", "owner")
+        for name in ("id", "state", "attempt", "request_id", "owner", "webhook_url")
         if name in fields
     }
     values["worker"] = fields.get("worker")

@@ -14,6 +14,7 @@ from service.auth import Caller
 from service.idempotency import bind, claimed
 from service.resolve import resolve
 from service.services import Services
+from service.webhook_views import check_target
 
 ROUTE = "POST /v1/generations"
 _log = structlog.get_logger("gateway")
@@ -46,9 +47,13 @@ def create_generation(
     take_image = partial(services.images.take, owner=caller.owner)
     try:
         with claimed(services.claims, key):
+            if asked.webhook_url is not None:
+                check_target(asked.webhook_url, "#/webhook_url", services.settings)
             default = services.settings.default_model
             effective = resolve(asked, services.catalogue, default, take_image)
-            record = services.records.create(effective, request_id, caller.owner, key)
+            record = services.records.create(
+                effective, request_id, caller.owner, key, webhook_url=asked.webhook_url
+            )
     except AlreadyMade as earlier:
         return Created(services.records.get(earlier.made, caller.owner).as_created(), True)
     try:

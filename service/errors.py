@@ -15,7 +15,7 @@
     │   ├── IdempotencyKeyReused
     │   └── InvalidImage, ImageTooLarge
     └── Unavailable              503  full or a peer is down; carries Retry-After
-        ├── QueueIsFull, DecoderBusy
+        ├── QueueIsFull, DecoderBusy, TooManyStreams
         └── StorageIsDown, QueueIsDown, NotReady
 
 Errors of other rooms are mapped in problems.py; whatever is left is a bug: 500 without a traceback.
@@ -209,6 +209,12 @@ class DecoderBusy(Unavailable):
     """As many images wait to be decoded as may wait."""
 
     code, title = "decoder_busy", "Busy"
+
+
+class TooManyStreams(Unavailable):
+    """As many clients wait for events as may."""
+
+    code, title = "too_many_streams", "Too many streams"
 
 
 class StorageIsDown(Unavailable):

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service.auth import GUARDED
 from service.errors import Problem
+from service.idempotency import REPLAYED
 from service.problems import PROBLEM_JSON
 
 _DESCRIPTIONS = {
@@ -38,6 +39,13 @@ _REQUEST_ID = {
     "schema": {"type": "string"},
 }
 _PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+EVENT_STREAM: dict[int | str, Any] = {
+    200: {
+        "description": "Events, until the generation is over",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "It is over, and nothing came after `Last-Event-ID`"},
+}
 DESCRIPTION = """\
 Images that follow poses, depth maps and edge maps, by readout heads on a frozen diffusion model.
 
@@ -62,14 +70,22 @@ def problems(*statuses: int, accepted: bool = False, poll: bool = False) -> dict
     retry = {"Retry-After": {"description": "seconds until it is worth asking", **_SECONDS}}
     if 503 in described:
         described[503]["headers"] = retry
+    applied = {"description": "`wait=N`, where it was waited", "schema": {"type": "string"}}
+    waited = {"Preference-Applied": applied}
     if poll:
-        described[200] = {"description": "The generation", "headers": retry}
+        described[200] = {"description": "The generation", "headers": retry | waited}
     if accepted:
         location = {"description": "path of the generation", "schema": {"type": "string"}}
         replayed = {"description": "`true`: made by an earlier request", "schema": _TRUE}
         described[202] = {
             "description": "Queued",
-            "headers": {"Location": location, "Idempotency-Replayed": replayed, **retry},
+            "headers": {"Location": location, REPLAYED: replayed, **retry, **waited},
+        }
+        view = {"schema": {"$ref": "#/components/schemas/GenerationView"}}
+        described[200] = {
+            "description": "Over within the time that was preferred to wait",
+            "headers": {"Location": location, REPLAYED: replayed, **waited},
+            "content": {"application/json": view},
         }
     return described
 

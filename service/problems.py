@@ -32,6 +32,9 @@ _FROM_JOBS: dict[type[Exception], Callable[[Exception], ServiceError]] = {
     jobs_errors.JobExpired: lambda error: errors.Gone(
         "the generation has ended, and its record and results have expired"
     ),
+    jobs_errors.EndpointNotFound: lambda error: errors.NotFound("no webhook endpoint has this id"),
+    jobs_errors.DeliveryNotFound: lambda error: errors.NotFound("no delivery has this id"),
+    jobs_errors.TooManyEndpoints: lambda error: errors.StateConflict(str(error)),
     jobs_errors.KeyReused: lambda error: errors.IdempotencyKeyReused(str(error)),
     jobs_errors.KeyInFlight: lambda error: errors.IdempotencyInFlight(str(error)),
     jobs_errors.QueueFull: lambda error: errors.QueueIsFull(str(error)),

@@ -151,3 +151,6 @@ class GenerationParameters(Strict):
         tuple[SpatialControl, ...], Field(strict=False, max_length=MAX_CONTROLS)
     ] = Field((), description="what the picture should follow, beside the prompt")
     output: OutputOptions = OutputOptions()
+    webhook_url: str | None = Field(
+        None, max_length=2000, description="https URL to POST to when it is over, see docs/api.md"
+    )

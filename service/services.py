@@ -12,11 +12,15 @@ from starlette.requests import Request
 
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from jobs.connection import connect, connect_async
+from jobs.events import EventFeed
 from jobs.idempotency import IdempotencyClaims
+from jobs.outbox import Outbox
 from jobs.queue import JobQueue
 from jobs.record import RecordStore
 from jobs.store import ObjectStore
+from jobs.webhooks import EndpointStore
 from service.images import ControlImages
+from service.listening import Listeners
 from service.metrics import Metrics
 from service.settings import GatewaySettings
 from service.uploads import Decoder
@@ -38,6 +42,10 @@ class Services:
     images: ControlImages
     metrics: Metrics
     claims: IdempotencyClaims
+    endpoints: EndpointStore
+    outbox: Outbox
+    feed: EventFeed
+    listeners: Listeners
     redis: Redis
     redis_async: AsyncRedis
 
@@ -60,7 +68,7 @@ def make_services(settings: GatewaySettings) -> Services:
         ManifestError: a registry directory or a manifest in it is broken.
     """
     objects = ObjectStore(settings)
-    redis = connect(settings)
+    redis, redis_async = connect(settings), connect_async(settings)
     return Services(
         settings=settings,
         catalogue=Catalogue((BUILTIN_DIR, *settings.registry_dirs)),
@@ -69,9 +77,13 @@ def make_services(settings: GatewaySettings) -> Services:
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),
         metrics=Metrics(),
+        endpoints=EndpointStore(redis, settings),
+        outbox=Outbox(redis, settings),
         claims=IdempotencyClaims(redis, settings),
         redis=redis,
-        redis_async=connect_async(settings),
+        redis_async=redis_async,
+        feed=EventFeed(redis_async, settings),
+        listeners=Listeners(settings.max_listeners),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -39,5 +40,20 @@ class GatewaySettings(CoreSettings):
         16, ge=0, description="images that wait for their turn; beyond it 503"
     )
 
+    max_listeners: int = Field(
+        500, ge=0, description="clients that wait: for events, or with `Prefer: wait`"
+    )
+    webhook_allow_insecure: bool = Field(
+        False, description="webhooks to http URLs and private addresses too; for development"
+    )
+    webhook_ca_file: Path | None = Field(
+        None, description="PEM file of those who may vouch for receivers; null: the usual ones"
+    )
+    webhook_timeout_s: float = Field(15.0, gt=0, description="of one attempt, all in all")
+    webhook_retry_after_s: tuple[float, ...] = Field(
+        (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        min_length=1,
+        description="pause before each attempt, JSON; up to a fifth is added at random",
+    )
     poll_interval_s: int = Field(1, ge=1, description="Retry-After of a job that is not done")
     busy_retry_s: int = Field(5, ge=1, description="Retry-After when the service is full or down")

@@ -35,7 +35,7 @@ def generation_view(
         else None,
         failure=_failure(record),
         result=_result(record.result, objects, expiry_s) if record.result else None,
-        request=echo(record.request),
+        request=echo(record.request).model_copy(update={"webhook_url": record.webhook_url}),
     )
 
 

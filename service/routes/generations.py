@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,9 +16,16 @@ from service import answers, schemas
 from service.auth import CallerDep
 from service.content_types import require_json
 from service.creation import create_generation
-from service.errors import FieldError, InvalidRequest, NotFound, StateConflict
+from service.errors import FieldError, InvalidRequest, NotFound, StateConflict, TooManyStreams
 from service.idempotency import REPLAYED, KeyDep
-from service.openapi import problems
+from service.listening import (
+    EventStream,
+    EventStreamResponse,
+    LastEventIdDep,
+    WaitDep,
+    wait_until_over,
+)
+from service.openapi import EVENT_STREAM, problems
 from service.services import Services, ServicesDep
 from service.views import generation_summary, generation_view
 
@@ -52,20 +61,25 @@ class ListQuery(BaseModel):
     dependencies=[Depends(require_json)],
     responses=problems(400, 409, 410, 413, 415, 422, 503, accepted=True),
 )
-def create(
+async def create(
     asked: schemas.GenerationParameters,
     request: Request,
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
     idempotency_key: KeyDep,
+    wait_s: WaitDep,
 ) -> answers.GenerationView:
     """Queue a generation; the same `Idempotency-Key` again gets the first answer."""
-    made = create_generation(services, asked, caller, request.state.request_id, idempotency_key)
+    request_id = request.state.request_id
+    made = await run_sync(create_generation, services, asked, caller, request_id, idempotency_key)
     response.headers["Location"] = f"{router.prefix}/{made.record.id}"
     if made.replayed:
         response.headers[REPLAYED] = "true"
-    return _view(made.record, response, services)
+    record = await _wait(made.record, wait_s, response, services)
+    if record.state.terminal:
+        response.status_code = 200
+    return await run_sync(_view, record, response, services)
 
 
 @router.get(
@@ -93,11 +107,47 @@ def list_generations(
     response_model=answers.GenerationView,
     responses=problems(404, 410, 503, poll=True),
 )
-def get(
-    generation_id: GenerationId, response: Response, services: ServicesDep, caller: CallerDep
+async def get(
+    generation_id: GenerationId,
+    response: Response,
+    services: ServicesDep,
+    caller: CallerDep,
+    wait_s: WaitDep,
 ) -> answers.GenerationView:
     """A generation: its state, and its result once it has one."""
-    return _view(services.records.get(generation_id, caller.owner), response, services)
+    record = await run_sync(services.records.get, generation_id, caller.owner)
+    if not record.state.terminal:
+        record = await _wait(record, wait_s, response, services)
+    return await run_sync(_view, record, response, services)
+
+
+@router.get(
+    "/{generation_id}/events",
+    operation_id="streamGenerationEvents",
+    response_class=EventStreamResponse,
+    responses=problems(404, 410, 422, 503) | EVENT_STREAM,
+)
+async def events(
+    generation_id: GenerationId, services: ServicesDep, caller: CallerDep, after: LastEventIdDep
+) -> Response:
+    """What happens to a generation, as server-sent events, until it is over.
+
+    Types: `queued`, `position`, `started`, `progress`, `requeued`, and one of `succeeded`, `failed`
+    and `canceled`, whose data is the generation. Reconnecting with `Last-Event-ID` resumes.
+    """
+    record = await run_sync(services.records.get, generation_id, caller.owner)
+
+    def show(job_id: str) -> dict[str, Any]:
+        settings, now = services.settings, services.records.get(job_id)
+        view = generation_view(now, services.objects, settings.presigned_url_expiry_s)
+        return view.model_dump(mode="json")
+
+    stream = EventStream(services.feed, services.records, record, after, show)
+    if await stream.is_over():
+        return Response(status_code=204)  # which tells a browser not to come again
+    if services.listeners.full:
+        raise TooManyStreams("too many clients wait for events already; poll instead")
+    return EventStreamResponse(_counted(stream, services))
 
 
 @router.post(
@@ -119,6 +169,28 @@ def cancel(
                 f"the generation has already {record.state}; there is nothing to cancel"
             ) from error
     return _view(record, response, services)
+
+
+async def _counted(stream: EventStream, services: Services) -> AsyncIterator[bytes]:
+    """The frames; the client counts as one that waits until they end or it has gone."""
+    with services.listeners.one_more():
+        async for frame in stream.frames():
+            yield frame
+
+
+async def _wait(
+    record: JobRecord, seconds: int, response: Response, services: Services
+) -> JobRecord:
+    """The record when it is over or `seconds` have passed; at once where too many wait."""
+    if not seconds or services.listeners.full:
+        return record
+    with services.listeners.one_more():
+        await wait_until_over(services.feed, record.id, seconds)
+    response.headers["Preference-Applied"] = f"wait={seconds}"
+    try:
+        return await run_sync(services.records.get, record.id)
+    except jobs_errors.QueueUnavailable:
+        return record  # what was created is not undone by this
 
 
 def _view(record: JobRecord, response: Response, services: Services) -> answers.GenerationView:

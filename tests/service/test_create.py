@@ -57,6 +57,7 @@ def test_create_answers_202_with_location_and_the_effective_request(
             "readouts": True,
             "evolution_steps": [],
         },
+        "webhook_url": None,
     }
     record = records.get(generation["id"])
     assert record.request_id == response.headers["x-request-id"]
