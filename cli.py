@@ -333,6 +333,48 @@ def train_head(
         raise _fail("stopped; the same command goes on from the last checkpoint", 130) from None
 
 
+@app.command()
+def annotate(
+    signal: Annotated[
+        str,
+        typer.Argument(help="canny, pose, depth or edge; tracks of videos; negatives."),
+    ],
+    data: Annotated[Path, typer.Option(help="The data's folder; see docs/data.md.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    again: Annotated[bool, typer.Option("--again", help="Label anew what has labels.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(help="negatives: of the head that they are for.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="negatives: the training's run directory.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="negatives: the base model that makes them.")
+    ] = "mannequin-64",
+) -> None:
+    """Label your own pictures: edges, poses, depth, point tracks, negatives of relative heads."""
+    from heads_registry.manifest import RegistryError
+    from heads_registry.training.annotate import annotate_images, annotate_tracks
+    from heads_registry.training.command import Options, prepare_negatives
+    from jobs.settings import CoreSettings
+
+    if signal == "negatives" and recipe is None:
+        raise typer.BadParameter("negatives are made for a recipe", param_hint="--recipe")
+    try:
+        if signal == "negatives" and recipe is not None:
+            registries = _settings(CoreSettings).registry_dirs
+            count = prepare_negatives(
+                Options([recipe], data, Path(), run, model, registries, device=device)
+            )
+        elif signal == "tracks":
+            count = annotate_tracks(data, device)
+        else:
+            count = annotate_images(data, signal, device, again)
+    except (RegistryError, ValueError) as error:
+        raise _fail(error, 2) from None
+    typer.echo(f"{count} {signal}")
+
+
 @models_app.command("list")
 def models_list() -> None:
     """Print name, family and title of every installed model."""

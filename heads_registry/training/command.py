@@ -53,6 +53,10 @@ class Options:
     mixed_precision: bool | None = None
     tensorboard: bool = False
 
+    def run_directory(self, recipes: Sequence[HeadRecipe]) -> Path:
+        """Where checkpoint, caches and previews of these recipes go."""
+        return self.run or Path("runs") / "+".join(recipe.name for recipe in recipes)
+
     def resolved_device(self) -> torch.device:
         """The device to train on.
 
@@ -91,7 +95,7 @@ def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Pa
     """
     recipes = [HeadRecipe.load(path) for path in options.recipes]
     manifest = Catalogue([BUILTIN_DIR, *options.registries]).model(options.model)
-    run = options.run or Path("runs") / "+".join(recipe.name for recipe in recipes)
+    run = options.run_directory(recipes)
     device = options.resolved_device()
     dtype = options.resolved_dtype(device)
     log = TensorBoardLog(run / "tensorboard") if options.tensorboard else NoLog()
@@ -127,6 +131,28 @@ def _finish(
             picture.save(run / f"{name}-{what}.png")
             say(str(run / f"{name}-{what}.png"))
     return trainer.save(out, family, metrics)
+
+
+def prepare_negatives(options: Options) -> int:
+    """Make the negatives that `train_heads` would make first, into the same place.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        RegistryError, ValueError: as `train_heads`; or the recipe needs no negatives.
+    """
+    loaded = HeadRecipe.load(options.recipes[0])
+    if loaded.kind not in ("appearance", "identity"):
+        raise ValueError(f"{options.recipes[0]}: {loaded.kind} heads are trained without negatives")
+    manifest = Catalogue([BUILTIN_DIR, *options.registries]).model(options.model)
+    load = _loader(
+        [loaded], options, manifest.width, manifest.height, options.run_directory([loaded])
+    )
+    device = options.resolved_device()
+    task = load(BaseModel.load(manifest, device, options.resolved_dtype(device)))
+    assert isinstance(task, TripletTask)
+    return len(task.negatives)
 
 
 def _loader(

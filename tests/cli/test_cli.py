@@ -31,6 +31,7 @@ def test_the_command_alone_imports_no_room() -> None:
         "worker",
         "reconciler",
         "heads list",
+        "annotate",
         "heads check",
         "train head",
         "models list",

@@ -46,8 +46,9 @@ def features_of(values: dict[str, Tensor]) -> list[Tensor]:
     return [values[name] for name in sorted(values) if name.startswith("raw_layer")]
 
 
-def head_of(values: dict[str, Tensor]) -> ReadoutHead:
-    """The network before the step, from the tensors alone."""
+def head_of(case: str) -> ReadoutHead:
+    """The network before the step."""
+    values = recorded(case)
     state = {
         name.removeprefix("head:"): value.clone()
         for name, value in values.items()
@@ -59,7 +60,7 @@ def head_of(values: dict[str, Tensor]) -> ReadoutHead:
         [feature.shape[1] for feature in features_of(values)],
         4 * first.shape[0],
         first.shape[1],
-        num_norm_groups=4,
+        num_norm_groups=CASES[case]["num_norm_groups"],
         output_channels=None if output is None else output.shape[0],
     )
     head.load_state_dict(state)
@@ -100,7 +101,7 @@ def test_losses_gradients_and_the_step_are_the_authors(case: str) -> None:
         learning_rate=fields["lr"],
         schedule="constant",
     )
-    head = head_of(values)
+    head = head_of(case)
     optimizer = torch.optim.AdamW(head.parameters(), lr=fields["lr"], weight_decay=0.0)
     trainee = Trainee(recipe, head, None, optimizer)
     loss = loss_of(case, head, values)
@@ -116,8 +117,9 @@ def test_losses_gradients_and_the_step_are_the_authors(case: str) -> None:
             fields["grad_norms"][name], rel=RELATIVE, abs=1e-7
         ), name
         if f"grad:{name}" in values:
-            difference = (gradient - values[f"grad:{name}"]).norm()
-            assert float(difference / values[f"grad:{name}"].norm()) < RELATIVE, name
+            theirs = values[f"grad:{name}"]
+            difference = float((gradient - theirs).norm())
+            assert difference <= RELATIVE * float(theirs.norm()), name
     trainee.step(progress=0.5)
     checked = 0
     for name, parameter in head.named_parameters():
@@ -164,7 +166,7 @@ def test_from_latents_to_features_as_in_their_training(case: str, tmp_path: Path
     noised = frozen.add_noise(whole["vae_latents"], whole["noise"], noise_level)
     torch.testing.assert_close(noised, whole["unet_input"], rtol=0, atol=5e-6)
     prompt = frozen.empty_prompt.prompt_embeds.expand(len(noised), -1, -1)
-    torch.testing.assert_close(prompt, whole["unet_context"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(prompt, whole["unet_context"], rtol=0, atol=1e-4)
     for ours, theirs in zip(frozen.features(noised, timesteps), features_of(whole), strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < RELATIVE
     embedding = frozen.embedding("reversed", timesteps)
@@ -182,5 +184,5 @@ def test_their_evaluation_reads_clean_latents_at_timestep_1(tmp_path: Path) -> N
     assert embedding is not None
     torch.testing.assert_close(embedding, whole["head_emb"], rtol=0, atol=1e-6)
     with torch.no_grad():
-        said = head_of(recorded("spatial_pose_sparse_sd15"))(features, embedding, (16, 16))
+        said = head_of("spatial_pose_sparse_sd15")(features, embedding, (16, 16))
     torch.testing.assert_close(said, whole["pred"], rtol=0, atol=2e-5)
