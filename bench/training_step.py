@@ -63,7 +63,7 @@ def main() -> None:
     device = resolve_device(options.device)
     if options.full_size:
         model, size = sd15(device, resolve_dtype("auto", device)), 512
-        recipe = HeadRecipe.load(RECIPES / "sd15-pose.yaml")
+        recipe = HeadRecipe.load(RECIPES / "sd-pose.yaml")
     else:
         manifest = Catalogue([BUILTIN_DIR]).model("mannequin-64")
         model, size = BaseModel.load(manifest, device), manifest.width
