@@ -25,7 +25,7 @@ import structlog
 
 from jobs.batches import BatchRecord, BatchStore, batch_prefix
 from jobs.connection import connect, redis_errors
-from jobs.errors import JobNotFound, QueueUnavailable, StateConflict, StorageUnavailable
+from jobs.errors import JobNotFound, JobsError, QueueUnavailable, StateConflict, StorageUnavailable
 from jobs.keys import (
     batch_key,
     batches_key,
@@ -180,12 +180,18 @@ class Reconciler:
         with redis_errors():
             batches = cast("set[str]", self._redis.smembers(ended))
         for batch in batches:
-            with suppress(JobNotFound):
+            with redis_errors():
+                self._redis.srem(ended, batch)  # a batch that ends again is put there again
+            try:
                 record = self._batches.get(batch)
                 if record.state.terminal:
                     self._write_manifest(record)
-            with redis_errors():
-                self._redis.srem(ended, batch)
+            except JobNotFound:
+                continue
+            except JobsError:
+                with redis_errors():
+                    self._redis.sadd(ended, batch)
+                raise
 
     def _write_manifest(self, record: BatchRecord) -> None:
         key = f"{batch_prefix(record.id)}results.jsonl"

@@ -11,6 +11,7 @@ from redis.asyncio import Redis as AsyncRedis
 from starlette.requests import Request
 
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from jobs.batches import BatchStore
 from jobs.connection import connect, connect_async
 from jobs.events import EventFeed
 from jobs.idempotency import IdempotencyClaims
@@ -37,6 +38,7 @@ class Services:
     settings: GatewaySettings
     catalogue: Catalogue
     records: RecordStore
+    batches: BatchStore
     queue: JobQueue
     objects: ObjectStore
     images: ControlImages
@@ -73,6 +75,7 @@ def make_services(settings: GatewaySettings) -> Services:
         settings=settings,
         catalogue=Catalogue((BUILTIN_DIR, *settings.registry_dirs)),
         records=RecordStore(redis, settings),
+        batches=BatchStore(redis, settings),
         queue=JobQueue(settings),
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),

@@ -122,7 +122,7 @@ def execute_together(
     items, item_heads = [], []
     for request, own in zip(requests, heads, strict=True):
         items += _items(model, own, request, load_image)
-        item_heads += [own] * request.num_images
+        item_heads += [own] * request.num_samples
     clock.lap("prepare")
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -136,7 +136,7 @@ def execute_together(
         clock.lap("decode")
     rows = iter(pictures)
     return [
-        _execution(request, [next(rows) for _ in range(request.num_images)], model, clock.laps)
+        _execution(request, [next(rows) for _ in range(request.num_samples)], model, clock.laps)
         for request in requests
     ]
 
@@ -151,7 +151,7 @@ def _items(
     )
     return [
         SampleItem(request.prompt, request.negative_prompt, request.seed + index, targets)
-        for index in range(request.num_images)
+        for index in range(request.num_samples)
     ]
 
 

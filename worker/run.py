@@ -38,6 +38,7 @@ from worker.failures import BatchTooLarge, DeviceLost, InvalidTarget, failure_of
 from worker.lease import Company, Drained, Interrupted, Lease
 from worker.patience import patiently
 from worker.publish import Publication, publish
+from worker.ranking import keep_best
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ class Runner:
             execution = self.engine.execute(request, self._image_loader(lease), lease.on_step)
         lease.report_stage("storing", request.num_inference_steps)
         start = time.perf_counter()
+        execution = keep_best(request, execution)
         publication = Publication(lease.job_id, lease.attempt, request, execution)
 
         def put(key: str, data: bytes, media_type: str) -> None:
@@ -350,7 +352,7 @@ class Runner:
 
 
 def _pixels(request: GenerationRequest) -> int:
-    return request.num_images * request.height * request.width
+    return request.num_samples * request.height * request.width
 
 
 def _facts(record: JobRecord) -> dict[str, Any]:
