@@ -14,7 +14,15 @@ from jobs.errors import JobsError
 from service import openapi, problems
 from service.auth import Authentication
 from service.middleware import BodyLimit, RequestContext
-from service.routes import batches, catalogue, generations, health, uploads, webhooks
+from service.routes import (
+    batches,
+    catalogue,
+    estimate,
+    generations,
+    health,
+    uploads,
+    webhooks,
+)
 from service.services import Services, make_services
 from service.settings import GatewaySettings
 
@@ -39,7 +47,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for module in (generations, batches, uploads, webhooks, catalogue, health):
+    for module in (generations, batches, estimate, uploads, webhooks, catalogue, health):
         app.include_router(module.router)
     upload_bytes = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
     limits = {

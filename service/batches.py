@@ -118,6 +118,9 @@ def check_items(services: Services, asked: BatchParameters, owner: str) -> list[
         if item.custom_id and seen.setdefault(item.custom_id, index) != index:
             detail = f"item {seen[item.custom_id]} has the same; leave it out or make it unique"
             errors.append(FieldError(pointer=f"#/items/{index}/custom_id", detail=detail))
+        if item.webhook_url is not None:
+            detail = "a batch is told of as a whole; register an endpoint at /v1/webhook-endpoints"
+            errors.append(FieldError(pointer=f"#/items/{index}/webhook_url", detail=detail))
         try:
             request = resolve(item, services.catalogue, services.settings.default_model, take)
         except InvalidRequest as error:

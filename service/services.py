@@ -14,6 +14,7 @@ from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from jobs.batches import BatchStore
 from jobs.connection import connect, connect_async
 from jobs.events import EventFeed
+from jobs.figures import Figures
 from jobs.idempotency import IdempotencyClaims
 from jobs.outbox import Outbox
 from jobs.queue import JobQueue
@@ -39,6 +40,7 @@ class Services:
     catalogue: Catalogue
     records: RecordStore
     batches: BatchStore
+    figures: Figures
     queue: JobQueue
     objects: ObjectStore
     images: ControlImages
@@ -76,6 +78,7 @@ def make_services(settings: GatewaySettings) -> Services:
         catalogue=Catalogue((BUILTIN_DIR, *settings.registry_dirs)),
         records=RecordStore(redis, settings),
         batches=BatchStore(redis, settings),
+        figures=Figures(redis, settings),
         queue=JobQueue(settings),
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),

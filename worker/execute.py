@@ -20,7 +20,7 @@ from worker.guidance import ReadoutTarget
 from worker.images import to_images
 from worker.models import LoadedHead, ModelCache
 from worker.objectives import spatial_distance
-from worker.sampler import OnStep, SampleItem, Samples, SamplingPlan, sample
+from worker.sampler import Diverged, OnStep, SampleItem, Samples, SamplingPlan, sample
 
 LoadImage = Callable[[StoredImage], Image.Image]
 
@@ -130,7 +130,11 @@ def execute_together(
     size = thrift.batch_images or len(items)
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     for index, part in enumerate(parts):
-        samples = _sample(model, part, requests[0], _part_of(on_step, index, len(parts)), thrift)
+        on_part_step = _part_of(on_step, index, len(parts))
+        try:
+            samples = _sample(model, part, requests[0], on_part_step, thrift)
+        except Diverged as error:
+            raise Diverged(error.item + len(pictures), error.step_index) from None
         clock.lap("sample")
         pictures += _pictures(model, samples, item_heads[len(pictures) :][: len(part)])
         clock.lap("decode")

@@ -12,7 +12,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ from jobs.errors import (
     StaleAttempt,
     StorageUnavailable,
 )
+from jobs.figures import Figures
 from jobs.queue import JobQueue
 from jobs.record import Failure, FailureCode, JobRecord, RecordStore
 from jobs.request import GenerationRequest, OutputOptions, StoredImage
@@ -112,6 +113,7 @@ class Runner:
         store: ObjectStore,
         engine: Engine,
         queue: JobQueue | None = None,
+        figures: Figures | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -122,6 +124,7 @@ class Runner:
             store: where results go.
             engine: what computes.
             queue: where jobs that are given back go; None leaves that to the reconciler.
+            figures: where what jobs took is kept, for estimates; None keeps it nowhere.
         """
         self.name = name
         self.engine = engine
@@ -129,6 +132,7 @@ class Runner:
         self._records = records
         self._store = store
         self._queue = queue
+        self._figures = figures
         self._leases: Sequence[Lease] = ()
         self._batch_pixels = settings.batch_pixels
         self._jobs_done = 0
@@ -301,6 +305,9 @@ class Runner:
             QueueUnavailable,
             QUEUE_PATIENCE_S,
         )
+        if self._figures is not None and len(self._leases) == 1:
+            with suppress(QueueUnavailable):
+                self._figures.keep(request, timings, execution.device, execution.peak_bytes)
         return {
             "outcome": "succeeded",
             "timings": timings,

@@ -124,6 +124,7 @@ def test_every_wrong_item_is_named_and_none_runs(client: httpx.Client, own: Any)
     wrong[20] |= {"prompt": 5}
     wrong[41]["custom_id"] = "c40"
     wrong[50] |= {"controls": [{"type": "spatial", "head": "nothing", "keypoints": KEYPOINTS}]}
+    wrong[58] |= {"webhook_url": "https://example.com/hook"}
     picture = {"type": "spatial", "head": "pose", "image": {"base64": "AAAA"}}
     wrong[56] |= {"controls": [picture]}
     for n in range(5, 60, 2):
@@ -137,6 +138,7 @@ def test_every_wrong_item_is_named_and_none_runs(client: httpx.Client, own: Any)
         "#/items/41/custom_id",
         "#/items/50/controls/0/head",
         "#/items/56/controls/0/image/base64",
+        "#/items/58/webhook_url",
         "#/items/59/negative_prompt",
     ):
         assert pointer in named
