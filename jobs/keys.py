@@ -106,6 +106,11 @@ def ended_batches_key(settings: CoreSettings) -> str:
     return f"{settings.redis_prefix}:batches:ended"
 
 
+def figures_key(settings: CoreSettings, kind: str) -> str:
+    """What jobs of one kind took, newest first, a list that expires."""
+    return f"{settings.redis_prefix}:figures:{kind}"
+
+
 def workers_key(settings: CoreSettings) -> str:
     """Workers that gave a sign of life: name by its time."""
     return f"{settings.redis_prefix}:workers"

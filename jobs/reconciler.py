@@ -7,12 +7,14 @@ What it looks for, every few seconds:
     objects of attempts that did not win     → deleted, now and once more later (a worker may hang)
     index entries of expired records         → removed, with their objects
     batches whose last job has ended         → their results listed in one manifest
+    uploads older than `upload_ttl_s`        → deleted, unless a job that waits or runs needs them
 
 Any number may run; a lock in Redis lets one work. All of it is safe to repeat.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -25,7 +27,7 @@ import structlog
 
 from jobs.batches import BatchRecord, BatchStore, batch_prefix
 from jobs.connection import connect, redis_errors
-from jobs.errors import JobNotFound, QueueUnavailable, StateConflict, StorageUnavailable
+from jobs.errors import JobNotFound, JobsError, QueueUnavailable, StateConflict, StorageUnavailable
 from jobs.keys import (
     batch_key,
     batches_key,
@@ -45,6 +47,10 @@ from jobs.store import ObjectStore
 
 INTERVAL_S = 5.0
 LAST_SWEEP_DELAY_S = 600.0
+UPLOADS_INTERVAL_S = 600.0
+"""Between two looks at the age of uploads, which list all of them."""
+UPLOADS = "uploads/"
+_UPLOAD = re.compile(rf"{UPLOADS}upl_[0-9a-f]{{32}}")
 _BATCH = 100
 _LOCK_S = 12
 _WORKER_LOST = Failure(
@@ -69,6 +75,7 @@ class Reconciler:
         self._records = RecordStore(client, settings)
         self._batches = BatchStore(client, settings)
         self._missing: set[str] = set()
+        self._uploads_due = 0.0
         self._token = secrets.token_hex(8)
         self._take_lock = client.register_script(_TAKE_LOCK)
 
@@ -90,6 +97,9 @@ class Reconciler:
         self._forget_silent_cancels()
         for clean in (self._write_manifests, self._sweep, self._trim, self._trim_batches):
             self._unless_storage_fails(clean)
+        if time.monotonic() >= self._uploads_due:
+            self._uploads_due = time.monotonic() + UPLOADS_INTERVAL_S
+            self._unless_storage_fails(self._expire_uploads)
 
     def give_way(self) -> None:
         """Let another reconciler work at once, not only when the lock has expired."""
@@ -180,12 +190,18 @@ class Reconciler:
         with redis_errors():
             batches = cast("set[str]", self._redis.smembers(ended))
         for batch in batches:
-            with suppress(JobNotFound):
+            with redis_errors():
+                self._redis.srem(ended, batch)  # a batch that ends again is put there again
+            try:
                 record = self._batches.get(batch)
                 if record.state.terminal:
                     self._write_manifest(record)
-            with redis_errors():
-                self._redis.srem(ended, batch)
+            except JobNotFound:
+                continue
+            except JobsError:
+                with redis_errors():
+                    self._redis.sadd(ended, batch)
+                raise
 
     def _write_manifest(self, record: BatchRecord) -> None:
         key = f"{batch_prefix(record.id)}results.jsonl"
@@ -206,6 +222,19 @@ class Reconciler:
                 if not self._redis.exists(batch_key(self._settings, batch)):
                     self._store.delete_prefix(batch_prefix(batch))
                     self._redis.zrem(key, batch)
+
+    def _expire_uploads(self) -> None:
+        old = self._store.list_older(UPLOADS, self._settings.upload_ttl_s)
+        needed: set[str] = set()
+        if old:
+            for state in (JobState.QUEUED, JobState.RUNNING):
+                for record in self._records.fetch(self._records.active(state)):
+                    needed.update(_UPLOAD.findall(record.request.model_dump_json()))
+        expired = [key for key in old if key.rpartition(".")[0] not in needed]
+        for key in expired:
+            self._store.delete(key)
+        if expired:
+            log.info("uploads.expired", objects=len(expired))
 
     def _unless_storage_fails(self, clean: Callable[[], None]) -> None:
         try:

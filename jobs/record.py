@@ -183,6 +183,10 @@ class RecordStore:
         """
         return self._listing.page(cursor, limit, state, owner)
 
+    def fetch(self, job_ids: Sequence[str]) -> Sequence[JobRecord]:
+        """The records of these jobs that still exist."""
+        return self._listing.fetch(job_ids)
+
     def start(self, job_id: str, worker: str) -> int:
         """Take the job: queued (or running with an expired lease) → running.
 

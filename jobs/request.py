@@ -86,6 +86,12 @@ class GenerationRequest(_Frozen):
     prompt: str
     negative_prompt: str
     num_images: int = Field(ge=1)
+    num_candidates: int | None = Field(
+        None, ge=1, description="pictures that are computed and ranked; null: num_images"
+    )
+    keep: Literal["best", "all"] = Field(
+        "best", description="of more candidates: the num_images best, or all of them"
+    )
     seed: int = Field(ge=0, le=MAX_SEED)
     height: int = Field(gt=0)
     width: int = Field(gt=0)
@@ -97,3 +103,8 @@ class GenerationRequest(_Frozen):
     update_rule: Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"]
     controls: tuple[SpatialControl, ...] = ()
     output: OutputOptions = OutputOptions()
+
+    @property
+    def num_samples(self) -> int:
+        """Pictures that are computed, with seeds seed, seed + 1, …"""
+        return max(self.num_images, self.num_candidates or 0)

@@ -50,6 +50,10 @@ class StoredResult(_Frozen):
     )
     readouts: tuple[StoredReadout, ...] = ()
     evolution: tuple[StoredFrame, ...] = ()
+    score: float | None = Field(
+        None, description="Σ weight · distance of the controls; null: there are none"
+    )
+    rank: int | None = Field(None, ge=0, description="by score, 0 is best; null: no score")
 
 
 class ResultSummary(_Frozen):

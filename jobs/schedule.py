@@ -38,7 +38,7 @@ def cost(request: GenerationRequest) -> float:
     """Work in steps of one picture of 512 × 512 px; a guided step counts twice."""
     guided = max((control.span[1] - control.span[0] for control in request.controls), default=0.0)
     size = request.height * request.width / REFERENCE_PIXELS
-    return request.num_images * request.num_inference_steps * (1 + guided) * size
+    return request.num_samples * request.num_inference_steps * (1 + guided) * size
 
 
 def batch_group(request: GenerationRequest) -> str:
@@ -78,7 +78,7 @@ def slot(request: GenerationRequest, priority: Priority, place: BatchPlace | Non
         "weight": priority.weight,
         "cost": cost(request),
         "group": batch_group(request),
-        "images": request.num_images,
-        "pixels": request.num_images * request.height * request.width,
+        "images": request.num_samples,
+        "pixels": request.num_samples * request.height * request.width,
     }
     return json.dumps(values | (asdict(place) if place else {}))

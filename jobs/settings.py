@@ -43,6 +43,9 @@ class CoreSettings(BaseSettings):
     lease_s: float = Field(20.0, gt=0, description="an attempt's lease; a heartbeat renews it")
     max_queued: int = Field(5000, ge=1, description="jobs waiting or running; beyond it 503")
     record_ttl_s: int = Field(7 * 24 * 3600, ge=60, description="how long a record is kept")
+    upload_ttl_s: int = Field(
+        7 * 24 * 3600, ge=60, description="how long a control image is kept after its upload"
+    )
     idempotency_ttl_s: int = Field(
         24 * 3600, ge=60, description="how long an Idempotency-Key is remembered"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -151,6 +152,20 @@ class ObjectStore:
                 Bucket=self._bucket, Prefix=prefix
             )
             return tuple(found["Key"] for page in pages for found in page.get("Contents", ()))
+
+    def list_older(self, prefix: str, age_s: float) -> Sequence[str]:
+        """Keys that begin with `prefix` and were written more than `age_s` ago, by this clock."""
+        written_before = datetime.now(UTC) - timedelta(seconds=age_s)
+        with _storage_errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix
+            )
+            return tuple(
+                found["Key"]
+                for page in pages
+                for found in page.get("Contents", ())
+                if found["LastModified"] < written_before
+            )
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there counts as deleted."""

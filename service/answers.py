@@ -75,6 +75,8 @@ class ImageView(Strict):
     width: int
     height: int
     distances: list[ControlDistanceView]
+    score: float | None = Field(description="Σ weight · distance of the controls; null: none")
+    rank: int | None = Field(description="by score, 0 is best; null: no score")
     readouts: list[ReadoutView]
     evolution: list[EvolutionFrameView]
 

@@ -14,7 +14,15 @@ from jobs.errors import JobsError
 from service import openapi, problems
 from service.auth import Authentication
 from service.middleware import BodyLimit, RequestContext
-from service.routes import catalogue, generations, health, uploads, webhooks
+from service.routes import (
+    batches,
+    catalogue,
+    estimate,
+    generations,
+    health,
+    uploads,
+    webhooks,
+)
 from service.services import Services, make_services
 from service.settings import GatewaySettings
 
@@ -39,12 +47,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for module in (generations, uploads, webhooks, catalogue, health):
+    for module in (generations, batches, estimate, uploads, webhooks, catalogue, health):
         app.include_router(module.router)
     upload_bytes = settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
-    app.add_middleware(
-        BodyLimit, default_bytes=settings.max_body_bytes, by_path={"/v1/uploads": upload_bytes}
-    )
+    limits = {
+        "/v1/uploads": upload_bytes,
+        "/v1/batches": settings.max_batch_body_bytes,
+        "/v1/batches/jsonl": settings.max_batch_body_bytes,
+    }
+    app.add_middleware(BodyLimit, default_bytes=settings.max_body_bytes, by_path=limits)
     app.add_middleware(Authentication, settings=settings, redis=services.redis_async)
     app.add_middleware(RequestContext, metrics=services.metrics)
     problems.install(app)

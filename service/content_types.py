@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from service.errors import FieldError, InvalidRequest, UnsupportedMediaType
 
+LINES_TYPES = ("application/jsonl", "application/x-ndjson")
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 
 
@@ -26,6 +27,19 @@ def require_json(request: Request) -> None:
     if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
         raise UnsupportedMediaType(
             f"the body has content type {found or '(none)'}; send application/json"
+        )
+
+
+def require_json_lines(request: Request) -> None:
+    """Refuse a body that does not say it is JSON lines.
+
+    Raises:
+        UnsupportedMediaType: says what to send.
+    """
+    found = media_type(request)
+    if found not in LINES_TYPES:
+        raise UnsupportedMediaType(
+            f"the body has content type {found or '(none)'}; send {' or '.join(LINES_TYPES)}"
         )
 
 

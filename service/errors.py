@@ -13,6 +13,7 @@
     ├── InvalidRequest           422  a field is wrong; its subclasses name the commonest reasons
     │   ├── UnknownModelName, UnknownHeadName, IncompatibleHeadName, UnknownUpload
     │   ├── IdempotencyKeyReused
+    │   ├── InvalidBatch, with the errors of every item
     │   └── InvalidImage, ImageTooLarge
     └── Unavailable              503  full or a peer is down; carries Retry-After
         ├── QueueIsFull, DecoderBusy, TooManyStreams
@@ -179,6 +180,12 @@ class IdempotencyKeyReused(InvalidRequest):
     """The idempotency key came with another body before."""
 
     code, title = "idempotency_key_reused", "Idempotency key reused"
+
+
+class InvalidBatch(InvalidRequest):
+    """Items of a batch are wrong, so none of it runs."""
+
+    code, title = "invalid_batch", "Invalid batch"
 
 
 class InvalidImage(InvalidRequest):

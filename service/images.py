@@ -93,7 +93,10 @@ class ControlImages:
                 upload = Upload.model_validate_json(text)
                 if upload.owner == owner:
                     return upload
-        raise UnknownUpload.at(pointer, "no upload has this id; send the image to POST /v1/uploads")
+        raise UnknownUpload.at(
+            pointer,
+            "no upload has this id, or its time is over; send the image to POST /v1/uploads",
+        )
 
     def take(self, source: ImageSource, pointer: str, owner: str) -> StoredImage:
         """The stored image that the owner's `image` means; an inline one becomes an upload.

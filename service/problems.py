@@ -126,6 +126,14 @@ def _from_validation(found: Sequence[Any], body: Any) -> ServiceError:
     return errors.InvalidRequest(f"{where}: {listed[0].detail}{more}", errors=listed)
 
 
+def field_errors(found: Sequence[Any], body: Any) -> list[FieldError]:
+    """pydantic's errors of a value that is the whole body, as clients are told them."""
+    return [
+        FieldError(pointer=_pointer(error["loc"], body), detail=_message(error))
+        for error in found[:MAX_ERRORS]
+    ]
+
+
 def _field_error(error: Any, body: Any) -> FieldError:
     place, *path = error["loc"]
     if place == "body":

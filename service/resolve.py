@@ -71,6 +71,7 @@ def resolve(
     _check_task(asked, task)
     _check_size(values, model)
     _check_images(asked, model)
+    _check_candidates(asked, model)
     _check_evolution(asked, values["num_inference_steps"])
     heads = [_head(asked.controls, index, model, catalogue) for index in range(len(asked.controls))]
     spans = [
@@ -82,6 +83,8 @@ def resolve(
         model=model.name,
         prompt=asked.prompt,
         num_images=asked.num_images,
+        num_candidates=asked.num_candidates,
+        keep=asked.keep,
         seed=_seed(asked),
         controls=tuple(
             _control(control, index, head, model, span, values, take_image)
@@ -127,7 +130,7 @@ def _first(*candidates: Any) -> Any:
 
 
 def _seed(asked: schemas.GenerationParameters) -> int:
-    last = MAX_SEED - (asked.num_images - 1)
+    last = MAX_SEED - (max(asked.num_images, asked.num_candidates or 0) - 1)
     if asked.seed is None:
         return secrets.randbelow(2**32)
     if asked.seed > last:
@@ -207,6 +210,21 @@ def _check_images(asked: schemas.GenerationParameters, model: ModelManifest) -> 
             "#/num_images",
             f"{asked.num_images} images; model {model.name!r} makes {model.max_images} at a time",
         )
+
+
+def _check_candidates(asked: schemas.GenerationParameters, model: ModelManifest) -> None:
+    count = asked.num_candidates
+    if count is None:
+        return
+    if count < asked.num_images:
+        detail = f"{count} candidates for {asked.num_images} images; give at least as many"
+    elif count > model.max_images:
+        detail = f"{count}; model {model.name!r} makes {model.max_images} at a time"
+    elif count > asked.num_images and not asked.controls:
+        detail = "candidates are ranked by their controls, and there are none; add one"
+    else:
+        return
+    raise InvalidRequest.at("#/num_candidates", detail)
 
 
 def _check_evolution(asked: schemas.GenerationParameters, num_inference_steps: int) -> None:

@@ -130,6 +130,16 @@ class GenerationParameters(Strict):
         None, description="preset of defaults; null: `spatial` when there are controls"
     )
     num_images: int = Field(1, ge=1, le=64, description="the k-th has seed `seed` + k")
+    num_candidates: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="pictures that are computed and ranked by Σ weight · distance of their "
+        "controls; null: `num_images`",
+    )
+    keep: Literal["best", "all"] = Field(
+        "best", description="of more candidates: the `num_images` best, or all, with their ranks"
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="null: drawn, and echoed")
     height: int | None = Field(None, ge=8, le=8192, description="px")
     width: int | None = Field(None, ge=8, le=8192, description="px")

@@ -11,8 +11,10 @@ from redis.asyncio import Redis as AsyncRedis
 from starlette.requests import Request
 
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from jobs.batches import BatchStore
 from jobs.connection import connect, connect_async
 from jobs.events import EventFeed
+from jobs.figures import Figures
 from jobs.idempotency import IdempotencyClaims
 from jobs.outbox import Outbox
 from jobs.queue import JobQueue
@@ -37,6 +39,8 @@ class Services:
     settings: GatewaySettings
     catalogue: Catalogue
     records: RecordStore
+    batches: BatchStore
+    figures: Figures
     queue: JobQueue
     objects: ObjectStore
     images: ControlImages
@@ -73,6 +77,8 @@ def make_services(settings: GatewaySettings) -> Services:
         settings=settings,
         catalogue=Catalogue((BUILTIN_DIR, *settings.registry_dirs)),
         records=RecordStore(redis, settings),
+        batches=BatchStore(redis, settings),
+        figures=Figures(redis, settings),
         queue=JobQueue(settings),
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),

@@ -25,6 +25,10 @@ class GatewaySettings(CoreSettings):
     default_model: str = Field("mannequin-64", description="model of a request that names none")
 
     max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="largest JSON body")
+    max_batch_body_bytes: int = Field(
+        32 * MEBIBYTE, ge=1024, description="largest body of a batch, JSON or JSON lines"
+    )
+    max_batch_items: int = Field(3000, ge=1, le=10_000, description="most items of one batch")
     max_upload_bytes: int = Field(20_000_000, ge=1024, description="largest uploaded image file")
     max_inline_image_bytes: int = Field(
         2 * MEBIBYTE, ge=1024, description="largest base64 image inside a request, decoded"

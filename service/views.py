@@ -33,7 +33,7 @@ def generation_view(
         progress=answers.ProgressView(**record.progress.model_dump())
         if record.progress and running
         else None,
-        failure=_failure(record),
+        failure=failure_view(record),
         result=_result(record.result, objects, expiry_s) if record.result else None,
         request=echo(record.request).model_copy(update={"webhook_url": record.webhook_url}),
     )
@@ -51,7 +51,7 @@ def generation_summary(record: JobRecord) -> answers.GenerationSummary:
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
-        failure=_failure(record),
+        failure=failure_view(record),
     )
 
 
@@ -98,7 +98,8 @@ def model_view(model: ModelManifest, catalogue: Catalogue, default_model: str) -
     )
 
 
-def _failure(record: JobRecord) -> answers.FailureView | None:
+def failure_view(record: JobRecord) -> answers.FailureView | None:
+    """Why it failed, if it did."""
     return answers.FailureView(**record.failure.model_dump()) if record.failure else None
 
 
@@ -129,6 +130,8 @@ def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
             answers.ControlDistanceView(control=int(position), **distance.model_dump())
             for position, distance in sorted(image.distances.items(), key=lambda item: int(item[0]))
         ],
+        score=image.score,
+        rank=image.rank,
         readouts=readouts(image.readouts),
         evolution=[
             answers.EvolutionFrameView(
@@ -162,6 +165,7 @@ def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:
         "width": {"default": model.width, **size},
         "prompt": {"max_length": model.max_prompt_chars},
         "num_images": {"default": 1, "maximum": model.max_images},
+        "num_candidates": {"maximum": model.max_images},
         "controls[].weight": {"default": model.defaults.weight},
         "controls[].span": {
             "default": list(model.defaults.span),

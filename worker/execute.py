@@ -20,7 +20,7 @@ from worker.guidance import ReadoutTarget
 from worker.images import to_images
 from worker.models import LoadedHead, ModelCache
 from worker.objectives import spatial_distance
-from worker.sampler import OnStep, SampleItem, Samples, SamplingPlan, sample
+from worker.sampler import Diverged, OnStep, SampleItem, Samples, SamplingPlan, sample
 
 LoadImage = Callable[[StoredImage], Image.Image]
 
@@ -122,7 +122,7 @@ def execute_together(
     items, item_heads = [], []
     for request, own in zip(requests, heads, strict=True):
         items += _items(model, own, request, load_image)
-        item_heads += [own] * request.num_images
+        item_heads += [own] * request.num_samples
     clock.lap("prepare")
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -130,13 +130,17 @@ def execute_together(
     size = thrift.batch_images or len(items)
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     for index, part in enumerate(parts):
-        samples = _sample(model, part, requests[0], _part_of(on_step, index, len(parts)), thrift)
+        on_part_step = _part_of(on_step, index, len(parts))
+        try:
+            samples = _sample(model, part, requests[0], on_part_step, thrift)
+        except Diverged as error:
+            raise Diverged(error.item + len(pictures), error.step_index) from None
         clock.lap("sample")
         pictures += _pictures(model, samples, item_heads[len(pictures) :][: len(part)])
         clock.lap("decode")
     rows = iter(pictures)
     return [
-        _execution(request, [next(rows) for _ in range(request.num_images)], model, clock.laps)
+        _execution(request, [next(rows) for _ in range(request.num_samples)], model, clock.laps)
         for request in requests
     ]
 
@@ -151,7 +155,7 @@ def _items(
     )
     return [
         SampleItem(request.prompt, request.negative_prompt, request.seed + index, targets)
-        for index in range(request.num_images)
+        for index in range(request.num_samples)
     ]
 
 

@@ -34,6 +34,7 @@ from rq.worker import WorkerStatus as RqStatus
 
 from jobs.connection import connect
 from jobs.errors import JobsError, StorageUnavailable
+from jobs.figures import Figures
 from jobs.queue import JobQueue, open_queue
 from jobs.record import RecordStore
 from jobs.store import ObjectStore
@@ -186,7 +187,8 @@ def run_worker(settings: WorkerSettings, engine: Engine) -> None:
     except StorageUnavailable as error:
         log.warning("worker.storage_unavailable", reason=str(error))
     queue = JobQueue(settings)
-    runner = Runner(settings, name, RecordStore(client, settings), store, engine, queue)
+    records, figures = RecordStore(client, settings), Figures(client, settings)
+    runner = Runner(settings, name, records, store, engine, queue, figures)
     serve_with(runner)
 
     def on_ready() -> None:

@@ -20,6 +20,7 @@ from jobs.result import (
     StoredResult,
     attempt_prefix,
 )
+from worker.ranking import ranking, score
 
 if TYPE_CHECKING:
     from worker.execute import Execution
@@ -80,7 +81,9 @@ def embedded_parameters(
     request: GenerationRequest, seed: int, versions: dict[str, str]
 ) -> dict[str, Any]:
     """What a PNG says of its own making: no object keys, no URLs, nothing of who asked."""
-    parameters = request.model_dump(mode="json", exclude={"num_images", "controls", "output"})
+    parameters = request.model_dump(
+        mode="json", exclude={"num_images", "num_candidates", "keep", "controls", "output"}
+    )
     controls = []
     for control in request.controls:
         fields = control.model_dump(mode="json", exclude={"image"}, exclude_none=True)
@@ -108,6 +111,9 @@ class _Shelf:
         self._execution = publication.execution
         self._prefix = attempt_prefix(publication.job_id, publication.attempt)
         self._names = readout_names(publication.request.controls)
+        self._scores = [score(self._request, row) for row in self._execution.distances]
+        order = ranking(self._scores)
+        self._ranks = {index: rank for rank, index in enumerate(order)}
         self._encode = encode
         self._put = put
 
@@ -135,6 +141,8 @@ class _Shelf:
             distances=self._distances(index),
             readouts=self._readouts(f"readout-{index:03d}", readouts),
             evolution=self._evolution(index),
+            score=self._scores[index],
+            rank=None if self._scores[index] is None else self._ranks[index],
         )
 
     def _distances(self, index: int) -> dict[str, ControlDistance]:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ from jobs.errors import (
     StaleAttempt,
     StorageUnavailable,
 )
+from jobs.figures import Figures
 from jobs.queue import JobQueue
 from jobs.record import Failure, FailureCode, JobRecord, RecordStore
 from jobs.request import GenerationRequest, OutputOptions, StoredImage
@@ -38,6 +39,7 @@ from worker.failures import BatchTooLarge, DeviceLost, InvalidTarget, failure_of
 from worker.lease import Company, Drained, Interrupted, Lease
 from worker.patience import patiently
 from worker.publish import Publication, publish
+from worker.ranking import keep_best
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ class Runner:
         store: ObjectStore,
         engine: Engine,
         queue: JobQueue | None = None,
+        figures: Figures | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -121,6 +124,7 @@ class Runner:
             store: where results go.
             engine: what computes.
             queue: where jobs that are given back go; None leaves that to the reconciler.
+            figures: where what jobs took is kept, for estimates; None keeps it nowhere.
         """
         self.name = name
         self.engine = engine
@@ -128,6 +132,7 @@ class Runner:
         self._records = records
         self._store = store
         self._queue = queue
+        self._figures = figures
         self._leases: Sequence[Lease] = ()
         self._batch_pixels = settings.batch_pixels
         self._jobs_done = 0
@@ -285,6 +290,7 @@ class Runner:
             execution = self.engine.execute(request, self._image_loader(lease), lease.on_step)
         lease.report_stage("storing", request.num_inference_steps)
         start = time.perf_counter()
+        execution = keep_best(request, execution)
         publication = Publication(lease.job_id, lease.attempt, request, execution)
 
         def put(key: str, data: bytes, media_type: str) -> None:
@@ -299,6 +305,9 @@ class Runner:
             QueueUnavailable,
             QUEUE_PATIENCE_S,
         )
+        if self._figures is not None and len(self._leases) == 1:
+            with suppress(QueueUnavailable):
+                self._figures.keep(request, timings, execution.device, execution.peak_bytes)
         return {
             "outcome": "succeeded",
             "timings": timings,
@@ -350,7 +359,7 @@ class Runner:
 
 
 def _pixels(request: GenerationRequest) -> int:
-    return request.num_images * request.height * request.width
+    return request.num_samples * request.height * request.width
 
 
 def _facts(record: JobRecord) -> dict[str, Any]:

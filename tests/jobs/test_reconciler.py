@@ -168,3 +168,32 @@ def test_it_runs_until_it_is_told_to_stop(
     thread.join(timeout=10)
     assert not thread.is_alive()
     assert list(queue.waiting()) == [job]
+
+
+def test_uploads_expire_unless_a_waiting_job_needs_them(
+    records: RecordStore,
+    store: ObjectStore,
+    queue: JobQueue,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+) -> None:
+    ids = [f"upl_{character * 32}" for character in "abc"]
+    for upload in ids:
+        store.put_bytes(f"uploads/{upload}.png", b"x")
+        store.put_bytes(f"uploads/{upload}.json", b"{}")
+    image = {"upload_id": ids[0], "key": f"uploads/{ids[0]}.png", "sha256": "0" * 64}
+    image |= {"width": 8, "height": 8}
+    control = {"head": "tiny/pose", "image": image, "weight": 0.5, "span": (0, 0.5)}
+    job = records.create(a_request(task="spatial", controls=(control,))).id
+
+    def reconcile(upload_ttl_s: float) -> list[str]:
+        settings = core_settings.model_copy(update={"upload_ttl_s": upload_ttl_s})
+        reconciler = Reconciler(settings, client, queue, store)
+        reconciler.reconcile_once()
+        reconciler.give_way()
+        return sorted(key.partition("/")[2] for key in store.list_keys("uploads/"))
+
+    assert len(reconcile(3600)) == 6
+    assert reconcile(-5) == [f"{ids[0]}.json", f"{ids[0]}.png"]  # as if a week had passed
+    records.request_cancel(job)
+    assert reconcile(-5) == []

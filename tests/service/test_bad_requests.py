@@ -424,3 +424,21 @@ def test_no_answer_echoes_what_was_sent(client: httpx.Client) -> None:
         headers={"Content-Type": "application/json"},
     )
     assert secret not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_candidates": 2, "num_images": 3}, "at least as many"),
+        ({"num_candidates": 9}, "makes 4 at a time"),
+        ({"num_candidates": 3, "controls": []}, "add one"),
+    ],
+)
+def test_candidates_that_make_no_sense(
+    client: httpx.Client, changes: dict[str, Any], says: str
+) -> None:
+    found = problem(
+        client.post("/v1/generations", json=spatial() | changes), 422, "invalid_request"
+    )
+    assert pointers(found) == ["#/num_candidates"]
+    assert says in found["detail"]

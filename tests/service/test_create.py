@@ -42,6 +42,8 @@ def test_create_answers_202_with_location_and_the_effective_request(
         "model": "tiny",
         "task": "text_to_image",
         "num_images": 1,
+        "num_candidates": None,
+        "keep": "best",
         "height": 64,
         "width": 64,
         "num_inference_steps": 10,

@@ -47,7 +47,7 @@ def test_it_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
 
 def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
     ids = [operation["operationId"] for _, operation in operations(document)]
-    assert len(ids) == len(set(ids)) == 20
+    assert len(ids) == len(set(ids))
 
 
 def test_the_api_wants_a_key_and_says_so(document: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ class FakeEngine:
             on_step(step_index, request.num_inference_steps)
             time.sleep(self.step_s)
         size = (request.width, request.height)
-        seeds = [request.seed + index for index in range(request.num_images)]
+        seeds = [request.seed + index for index in range(request.num_samples)]
         images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
         readouts = [[image for _ in request.controls] for image in images]
         evolution = [

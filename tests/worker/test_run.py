@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -383,3 +384,30 @@ def test_without_a_runner_the_entry_point_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("worker.run._runner", None)
     with pytest.raises(RuntimeError, match="readout worker"):
         entry_point("gen_1")
+
+
+def test_the_best_of_the_candidates_are_kept_in_their_order(stack: Stack) -> None:
+    class Judged(FakeEngine):
+        def execute(self, *arguments: Any) -> Any:
+            execution = super().execute(*arguments)
+            return replace(execution, distances=[[0.4, 0.1], [0.1, 0.3], [0.3, 0.4], [0.2, 0.2]])
+
+    control = a_control(stack)
+    heavy = control.model_copy(update={"head": "tiny/depth", "weight": 2.0})
+    both = {"task": "spatial", "controls": (control, heavy), "num_candidates": 4}
+
+    def images(**changes: object) -> list[tuple[int, float | None, int | None]]:
+        request = a_request(**both, **changes)
+        job = stack.records.create(request).id
+        a_runner(stack, Judged()).run(job)
+        result = stack.records.get(job).result
+        assert result is not None
+        assert len(stack.store.list_keys(f"jobs/{job}/1/image")) == len(result.images)
+        return [(image.seed, image.score, image.rank) for image in result.images]
+
+    # 0.5 × pose + 2 × depth: 0.40, 0.65, 0.95, 0.50 for the seeds 7 to 10
+    assert images() == [(7, pytest.approx(0.4), 0)]
+    assert [(seed, rank) for seed, _, rank in images(num_images=2)] == [(7, 0), (10, 1)]
+    kept = images(keep="all")
+    assert [(seed, rank) for seed, _, rank in kept] == [(7, 0), (8, 2), (9, 3), (10, 1)]
+    assert kept[2][1] == pytest.approx(0.95)

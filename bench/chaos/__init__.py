@@ -1,0 +1,1 @@
+"""What a deployment survives, measured on real servers and processes: `python -m bench.chaos`."""
