@@ -16,6 +16,7 @@ from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.losses import balanced_mse, mse
 from heads_registry.training.recipe import HeadRecipe
 from heads_registry.training.tasks import SpatialTask
+from heads_registry.training.trainee import _moving_average
 
 RECIPES = Path(__file__).parents[2] / "heads_registry" / "training" / "recipes"
 
@@ -99,6 +100,17 @@ def test_a_stopped_training_goes_on_where_it_was(
         torch.testing.assert_close(second.trainees[0].trained.state_dict()[name], tensor)
     with pytest.raises(ValueError, match="other recipes"):
         HeadTrainer(model, [recipe("x")], SpatialTask(data), tmp_path / "parts")
+
+
+def test_the_moving_average_forgets_the_untrained_weights_and_ends_at_its_decay() -> None:
+    average = _moving_average(0.9)
+    kept, step = [torch.ones(1)], [torch.zeros(1)]
+    for count in range(1, 21):
+        average(kept, step, torch.tensor(count))
+    assert float(kept[0]) < 1e-4, "a constant decay of 0.9 would leave 0.12"
+    one = [torch.ones(1)]
+    average(one, step, torch.tensor(10_000))
+    assert float(one[0]) == pytest.approx(0.9)
 
 
 def test_both_regions_of_a_sparse_label_weigh_equally() -> None:
