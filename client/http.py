@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
+from client import sse
 from client.errors import GenerationFailed, Refused, Unreachable, WaitTimeout
+from client.sse import Event
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
 Generation = dict[str, Any]
@@ -118,6 +120,48 @@ class ReadoutClient:
             if time.monotonic() + pause > deadline:
                 raise WaitTimeout(f"generation {generation_id} is not done in {timeout_s:g} s")
             time.sleep(pause)
+
+    def events(self, generation_id: str, *, after: str | None = None) -> Iterator[Event]:
+        """What happens to a generation, as it happens; ends after the terminal event.
+
+        A connection that breaks is made again where it broke, for `patience_s` without news.
+
+        Args:
+            generation_id: whose.
+            after: `id` of the last event that was seen; None: from the beginning.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                for event in self._events(f"/v1/generations/{generation_id}/events", after):
+                    after = event.id or after
+                    yield event
+                    if event.type in TERMINAL:
+                        return
+                    deadline = time.monotonic() + self._patience_s
+                return
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+            except Refused as error:
+                if error.status not in _TRANSIENT or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
+
+    def _events(self, path: str, after: str | None) -> Iterator[Event]:
+        """Of one connection; ends without an error only where there is nothing more to come."""
+        headers = self._headers | ({"Last-Event-ID": after} if after else {})
+        try:
+            with self._http.stream("GET", path, headers=headers) as response:
+                if not response.is_success:
+                    response.read()
+                    raise Refused(response.status_code, _problem(response))
+                if response.status_code == 204:
+                    return
+                yield from sse.events(response.iter_lines())
+        except httpx.HTTPError as error:
+            raise Unreachable(f"no answer from {self.url}: {error}") from error
+        raise Unreachable(f"{self.url} ended the stream early")
 
     def download(self, url: str) -> bytes:
         """The bytes behind a presigned URL of a result."""

@@ -144,6 +144,16 @@ class Lease:
         with suppress(QueueUnavailable):
             self._report(Progress(step=num_steps, total_steps=num_steps, stage=stage))
 
+    def check(self) -> None:
+        """Ask whether the attempt should go on, between two things that take their time.
+
+        Raises:
+            StaleAttempt, JobCanceled, DeadlineExceeded, Drained, Interrupted: stop.
+        """
+        self.raise_if_over()
+        with suppress(QueueUnavailable):
+            self._records.check(self.job_id, self.attempt)
+
     def raise_if_over(self) -> None:
         """Raise what ended the attempt, if something did; asks nobody.
 

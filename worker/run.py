@@ -294,6 +294,7 @@ class Runner:
         publication = Publication(lease.job_id, lease.attempt, request, execution)
 
         def put(key: str, data: bytes, media_type: str) -> None:
+            lease.check()
             self._with_storage(lambda: self._store.put_bytes(key, data, media_type), lease)
 
         result = publish(publication, self.engine.encode, put)

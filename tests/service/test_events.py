@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from client import ReadoutClient, Refused
 from jobs.record import Failure, FailureCode, Progress, RecordStore
 from service import listening
 from service.settings import GatewaySettings
@@ -169,6 +170,38 @@ def test_a_client_that_comes_and_goes_sees_each_event_once_in_order(
     again = client.get(path(job), headers={"Last-Event-ID": str(seen[-1].id)})
     assert (again.status_code, again.content) == (204, b"")
     assert [event.id for event in listen(client, job, after=seen[-2].id)] == [seen[-1].id]
+
+
+def test_our_own_client_follows_and_resumes(
+    client: httpx.Client, records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection breaks after eight lines, wherever that is."""
+    whole = httpx.Response.iter_lines
+
+    def breaking(response: httpx.Response) -> Iterator[str]:
+        for number, line in enumerate(whole(response)):
+            if number == 8:
+                raise httpx.ReadError("broken")
+            yield line
+
+    job = create(client)
+    attempt = records.start(job, "w")
+    for step in range(5):
+        records.progress(job, attempt, Progress(step=step, total_steps=5))
+    records.fail(job, attempt, FAILURE)
+    monkeypatch.setattr(httpx.Response, "iter_lines", breaking)
+    with ReadoutClient(str(client.base_url)) as ours:
+        events = list(ours.events(job))
+        assert [event.type for event in events] == [
+            "queued",
+            "started",
+            *["progress"] * 5,
+            "failed",
+        ]
+        assert [event.data["step"] for event in events[2:-1]] == [*range(5)]
+        assert list(ours.events(job, after=events[-1].id)) == []
+        with pytest.raises(Refused):
+            next(ours.events("gen_" + "0" * 24))
 
 
 def test_an_id_of_the_future_does_not_wait_forever(

@@ -19,9 +19,10 @@ import pytest
 import trustme
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from jobs.batches import BatchItem, BatchStore
 from jobs.connection import connect
 from jobs.outbox import MAX_MESSAGE_CHARS, Outbox
-from jobs.record import Failure, FailureCode, RecordStore
+from jobs.record import Failure, FailureCode, JobState, RecordStore
 from jobs.webhooks import MAX_ENDPOINTS
 from service.settings import GatewaySettings
 from service.webhook_guard import ForbiddenTarget, check_url, is_public
@@ -102,6 +103,7 @@ class House:
     """A gateway, the outbox's process as a thread, and two receivers."""
 
     client: httpx.Client
+    settings: GatewaySettings
     records: RecordStore
     outbox: Outbox
     plain: Receiver
@@ -162,7 +164,9 @@ def house(
         client = stack.enter_context(serving(settings))
         plain = stack.enter_context(receiving())
         secure = stack.enter_context(receiving(tls(authority, "localhost")))
-        yield House(client, RecordStore(redis, settings), Outbox(redis, settings), plain, secure)
+        yield House(
+            client, settings, RecordStore(redis, settings), Outbox(redis, settings), plain, secure
+        )
     stop.set()
     sender.join()
     redis.close()
@@ -216,6 +220,25 @@ def test_every_way_to_end_is_told_to_those_who_want_it(house: House) -> None:
     assert len(house.plain.at("/some")) == 1
     for one in (all_of_them, some):
         assert house.client.delete(f"/v1/webhook-endpoints/{one['id']}").status_code == 204
+
+
+def test_a_batch_is_told_of_once_and_not_by_its_items(house: House) -> None:
+    endpoint = house.endpoint(f"{house.plain.url}/batch")
+    redis = connect(house.settings)
+    items = [BatchItem(a_request(seed=seed)) for seed in range(3)]
+    batch = BatchStore(redis, house.settings).create(items, "", "local")
+    for record in house.records.take("w", most_images=9, most_pixels=10**9):
+        house.records.succeed(record.id, record.attempt, a_result(record.id, record.attempt))
+    for job in house.records.active(JobState.QUEUED):
+        house.records.request_cancel(job)
+    entry = house.delivery(endpoint["id"], batch.id, "delivered")
+    payload = json.loads(entry["body"])
+    assert payload["type"] == "batch.finished"
+    assert payload["data"] == {"id": batch.id, "path": f"/v1/batches/{batch.id}"}
+    told = [json.loads(one.body)["type"] for one in house.plain.at("/batch")]
+    assert told == ["batch.finished"]
+    house.client.delete(f"/v1/webhook-endpoints/{endpoint['id']}")
+    redis.close()
 
 
 def test_a_request_may_name_its_own_url(house: House) -> None:
@@ -422,7 +445,12 @@ def test_a_name_for_a_private_address_is_refused_when_it_is_sent(
         url = receiver.url.replace("http:", "https:")  # localhost: a name, so it passes till then
         endpoint = client.post("/v1/webhook-endpoints", json={"url": url}).json()
         house = House(
-            client, RecordStore(redis, settings), Outbox(redis, settings), receiver, receiver
+            client,
+            settings,
+            RecordStore(redis, settings),
+            Outbox(redis, settings),
+            receiver,
+            receiver,
         )
         sender.start()
         entry = house.delivery(endpoint["id"], house.ended_job(), "failed")

@@ -243,6 +243,41 @@ def test_cancel_stops_at_the_next_step(stack: Stack) -> None:
     assert stack.client.zcard(f"{stack.settings.redis_prefix}:canceling") == 0
 
 
+def test_cancel_while_a_model_loads_stops_before_the_first_step(stack: Stack) -> None:
+    class Slow(FakeEngine):
+        def execute(self, *arguments: Any) -> Any:
+            stack.records.request_cancel(job)  # in the middle of loading
+            return super().execute(*arguments)
+
+    def never(step_index: int) -> None:
+        assert step_index == 0
+
+    job = stack.records.create(a_request()).id
+    a_runner(stack, Slow(before_step=never)).run(job)
+    assert stack.records.get(job).state is JobState.CANCELED
+    assert stack.client.zcard(f"{stack.settings.redis_prefix}:canceling") == 0
+
+
+def test_cancel_while_results_are_stored_stores_no_more_and_leaves_nothing(stack: Stack) -> None:
+    puts: list[str] = []
+
+    class Watched(ObjectStore):
+        def put_bytes(self, key: str, data: bytes, media_type: str = "image/png") -> None:
+            super().put_bytes(key, data, media_type)
+            puts.append(key)
+            if len(puts) == 2:
+                stack.records.request_cancel(job)
+
+    watched = Watched(stack.settings)
+    job = stack.records.create(a_request(num_images=6)).id
+    a_runner(replace(stack, store=watched)).run(job)
+    watched.close()
+    record = stack.records.get(job)
+    assert (record.state, record.result, len(puts)) == (JobState.CANCELED, None, 2)
+    assert list(stack.store.list_keys(f"jobs/{job}/")) == []
+    assert stack.client.zcard(f"{stack.settings.redis_prefix}:canceling") == 0
+
+
 def test_the_queue_s_stop_command_cancels(stack: Stack) -> None:
     def stop_at_5(step_index: int) -> None:
         if step_index == 5:
