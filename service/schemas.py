@@ -39,6 +39,7 @@ __all__ = [
     "Reference",
     "Region",
     "SpatialControl",
+    "Text",
 ]
 
 MAX_CONTROLS = 8
