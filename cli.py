@@ -7,7 +7,7 @@ piece · 3 the service refused the request · 4 the service cannot be reached ·
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from client.generate import Job
     from heads_registry.manifest import Catalogue
     from jobs.api_keys import ApiKeyStore
     from jobs.settings import CoreSettings
@@ -178,6 +179,23 @@ def doctor() -> None:
     raise typer.Exit(examination.main(_settings(CoreSettings), typer.echo))
 
 
+ModelOption = Annotated[str | None, typer.Option(help="See `readout models list`.")]
+NegativeOption = Annotated[str | None, typer.Option(help="What to keep away from.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Default: drawn.")]
+ImagesOption = Annotated[int, typer.Option(min=1, help="With seeds seed, seed + 1, …")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Denoising steps.")]
+ScaleOption = Annotated[float | None, typer.Option(help="Classifier-free guidance.")]
+OutOption = Annotated[Path, typer.Option(help="Directory of the pictures.")]
+UrlOption = Annotated[str, typer.Option(envvar="READOUT_URL", help="The service.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(envvar="READOUT_API_KEY", show_envvar=True, help="Better in the environment."),
+]
+ReferenceArgument = Annotated[
+    str, typer.Argument(help="An image file, or a generation's id (gen_…, or gen_…:INDEX).")
+]
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
@@ -188,22 +206,18 @@ def generate(
     keypoints: Annotated[
         list[str] | None, typer.Option(help="OpenPose JSON file[:WEIGHT] for the pose head.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="See `readout models list`.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn.")] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="With seeds seed, seed + 1, …")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory of the pictures.")] = Path("out/generate"),
-    url: Annotated[str, typer.Option(envvar="READOUT_URL", help="The service.")] = DEFAULT_URL,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="READOUT_API_KEY", show_envvar=True, help="Better in the environment."),
-    ] = None,
+    model: ModelOption = None,
+    negative_prompt: NegativeOption = None,
+    seed: SeedOption = None,
+    num_images: ImagesOption = 1,
+    steps: StepsOption = None,
+    guidance_scale: ScaleOption = None,
+    out: OutOption = Path("out/generate"),
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
 ) -> None:
     """Generate pictures through a running service; Ctrl-C cancels the generation."""
-    from client.errors import BadArgument, ClientError, Refused, Unreachable
-    from client.generate import Job, generate
+    from client.generate import Job
 
     parameters = {
         "model": model,
@@ -213,15 +227,129 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
     }
-    job = Job(prompt, url, out, tuple(control or ()), tuple(keypoints or ()), parameters, api_key)
+    controls = tuple(control or ()), tuple(keypoints or ())
+    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key))
+
+
+@app.command()
+def drag(
+    reference: ReferenceArgument,
+    point: Annotated[
+        list[str],
+        typer.Option(help="X,Y:X,Y from and to, as fractions of the picture; repeatable."),
+    ],
+    prompt: Annotated[str, typer.Option(help="What the picture shows.")] = "",
+    px: Annotated[bool, typer.Option("--px", help="Points are pixels of the result.")] = False,
+    model: ModelOption = None,
+    steps: StepsOption = None,
+    guidance_scale: ScaleOption = None,
+    out: OutOption = Path("out/drag"),
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+) -> None:
+    """Move what is at some points of a picture to others, through a running service."""
+    from client.edit import points_of
+    from client.generate import Job
+
+    def job() -> Job:
+        parameters = {
+            "task": "drag",
+            "points": points_of(point),
+            "unit": "px" if px else None,
+            "model": model,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+        }
+        return Job(prompt, url, out, (), (), parameters, api_key, reference)
+
+    _run(job)
+
+
+@app.command()
+def vary(
+    reference: ReferenceArgument,
+    prompt: Annotated[str, typer.Argument(help="What to draw with the reference's appearance.")],
+    weights: Annotated[
+        str | None, typer.Option(help="A picture each, of one seed, such as 0,0.5,1 (figure 6).")
+    ] = None,
+    model: ModelOption = None,
+    negative_prompt: NegativeOption = None,
+    seed: SeedOption = None,
+    num_images: ImagesOption = 1,
+    steps: StepsOption = None,
+    guidance_scale: ScaleOption = None,
+    out: OutOption = Path("out/vary"),
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
+) -> None:
+    """Draw variations of a picture that keep its appearance, through a running service."""
+    from client.edit import weights_of
+    from client.generate import Job
+
+    def job() -> Job:
+        parameters = {
+            "task": "appearance",
+            "weight_sweep": weights_of(weights),
+            "model": model,
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "num_images": num_images,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+        }
+        return Job(prompt, url, out, (), (), parameters, api_key, reference)
+
+    _run(job)
+
+
+def _run(job: Callable[[], Job]) -> None:
+    """Make a job's pictures and print where they are."""
+    from client.errors import BadArgument, ClientError, Refused, Unreachable
+    from client.generate import generate
+
     exit_codes = {BadArgument: 2, Refused: 3, Unreachable: 4}
     try:
-        for path in generate(job):
+        for path in generate(job()):
             typer.echo(path)
     except ClientError as error:
         raise _fail(error, exit_codes.get(type(error), 1)) from None
     except KeyboardInterrupt:
         raise _fail("canceled", 130) from None
+
+
+@app.command()
+def acceptance(
+    model: Annotated[str, typer.Option(help="Hub id or directory of SD1.5, SDXL or kin.")],
+    heads: Annotated[Path, typer.Option(help="Registry directory of its heads.")],
+    data: Annotated[Path, typer.Option(help="Examples, laid out as in the authors' repository.")],
+    out: OutOption = Path("out/acceptance"),
+    size: Annotated[int, typer.Option(min=64, help="Of the pictures, px.")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 100,
+) -> None:
+    """Draw examples with a real model and its heads; say whether guidance comes closer."""
+    from heads_registry.manifest import RegistryError
+    from worker.acceptance import accept
+    from worker.device import resolve_device, resolve_dtype
+
+    device = resolve_device("auto")
+    dtype = resolve_dtype("auto", device)
+    try:
+        checks = accept(
+            model,
+            heads,
+            data,
+            out,
+            size=size,
+            steps=steps,
+            device=device,
+            dtype=dtype,
+            echo=typer.echo,
+        )
+    except RegistryError as error:
+        raise _fail(error, 2) from None
+    typer.echo(out / "sheet.png")
+    if not all(check.is_closer for check in checks):
+        raise typer.Exit(1)
 
 
 @heads_app.command("list")
@@ -373,6 +501,29 @@ def annotate(
     except (RegistryError, ValueError) as error:
         raise _fail(error, 2) from None
     typer.echo(f"{count} {signal}")
+
+
+@heads_app.command("pull")
+def heads_pull(
+    repository: Annotated[str, typer.Argument(help="On the hub: g-luo/readout-guidance.")],
+    out: Annotated[Path, typer.Option(help="Registry directory; see READOUT_REGISTRY_DIRS.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    overwrite: Annotated[bool, typer.Option(help="Replace heads of those names.")] = False,
+) -> None:
+    """Fetch every head of a hub repository and import it; what is no head is named and left out."""
+    from heads_registry.hub import pull
+    from heads_registry.manifest import RegistryError
+
+    try:
+        pulled = pull(repository, out, revision=revision, overwrite=overwrite)
+    except RegistryError as error:
+        raise _fail(error, 2) from None
+    for found in pulled.heads:
+        typer.echo(f"{found.manifest.id:<32} {found.manifest.kind:<15} {found.manifest_path}")
+    for name, reason in pulled.refused.items():
+        typer.echo(f"not imported: {name}: {reason}", err=True)
+    if pulled.refused:
+        raise typer.Exit(1)
 
 
 @models_app.command("list")

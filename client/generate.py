@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from client.edit import reference_of
 from client.errors import BadArgument, ClientError
 from client.http import Generation, ReadoutClient
 
@@ -31,6 +32,8 @@ class Job:
     parameters: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request, such as seed; None is left out."""
     api_key: str | None = field(default=None, repr=False)
+    reference: str | None = None
+    """An image file, or ``gen_…`` or ``gen_…:index``."""
 
 
 def generate(job: Job) -> list[Path]:
@@ -81,6 +84,8 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
             raise BadArgument(f"--keypoints {path}: not JSON: {error}") from error
         controls.append(_control("pose", weight, keypoints=keypoints))
     chosen = {name: value for name, value in job.parameters.items() if value is not None}
+    if job.reference is not None:
+        chosen["reference"] = reference_of(job.reference, client)
     return {"prompt": job.prompt, "controls": controls, **chosen}
 
 
@@ -88,6 +93,8 @@ def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]
     """Download all pictures, readouts and the manifest; the paths of the pictures."""
     out.mkdir(parents=True, exist_ok=True)
     result = generation["result"]
+    for warning in result.get("warnings", ()):
+        Console(stderr=True).print(f"warning: {warning}", markup=False, highlight=False)
     pictures = []
     for image in result["images"]:
         stem = f"image-{image['index']:03d}"

@@ -92,6 +92,13 @@ class GuidanceDefaults(BaseModel):
         return self
 
 
+class TaskDefaults(GuidanceDefaults):
+    """What a model wants of a task, where table 1 of the paper does not suit it."""
+
+    guidance_scale: float | None = Field(None, ge=1, le=50)
+    eta: Fraction | None = None
+
+
 class HeadManifest(_Manifest):
     """What a readout head is: everything needed to rebuild its network, feed it and judge it."""
 
@@ -199,6 +206,9 @@ class ModelManifest(_Manifest):
         0.02, gt=0, description="latent change of one update at weight 1 (the paper's 2e-2)"
     )
     defaults: SamplingDefaults = SamplingDefaults()
+    tasks: dict[Literal["spatial", "drag", "appearance", "identity"], TaskDefaults] = Field(
+        default_factory=dict, description="defaults of single tasks; relative controls' weights too"
+    )
     sha256: dict[str, Sha256] = Field(
         default_factory=dict, description="weights file → hash, for models that are shipped"
     )

@@ -6,68 +6,53 @@ unknown fields, so that nothing is silently ignored on either side.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Span = tuple[Fraction, Fraction]
-MAX_SEED = 2**53 - 1
-"""Largest seed: what survives a round trip through JavaScript's numbers."""
+from jobs.controls import (
+    MAX_SEED,
+    AppearanceControl,
+    Control,
+    CorrespondenceControl,
+    Fraction,
+    Frozen,
+    IdentityControl,
+    InvertedReference,
+    Keypoint,
+    Pose,
+    Reference,
+    SampledReference,
+    Span,
+    SpatialControl,
+    StoredImage,
+    Weight,
+)
 
+__all__ = [
+    "MAX_SEED",
+    "AppearanceControl",
+    "Control",
+    "CorrespondenceControl",
+    "Fraction",
+    "GenerationRequest",
+    "IdentityControl",
+    "InvertedReference",
+    "Keypoint",
+    "OutputOptions",
+    "Pose",
+    "Reference",
+    "SampledReference",
+    "Span",
+    "SpatialControl",
+    "StoredImage",
+    "Task",
+]
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StoredImage(_Frozen):
-    """A validated control image in object storage: decoded once by the gateway, saved as PNG."""
-
-    upload_id: str
-    key: str = Field(description="object key")
-    sha256: str = Field(description="of the stored bytes; the worker checks it")
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
-
-
-class Keypoint(_Frozen):
-    """A key point in normalised image coordinates: (0, 0) top left, (1, 1) bottom right."""
-
-    x: float = Field(allow_inf_nan=False)
-    y: float = Field(allow_inf_nan=False)
-    confidence: Fraction = 1.0
-
-
-class Pose(_Frozen):
-    """Key points of people, 18 each in OpenPose's COCO order; null where a point is not known."""
-
-    people: tuple[Annotated[tuple[Keypoint | None, ...], Field(min_length=18, max_length=18)], ...]
-    aspect_ratio: float = Field(
-        gt=0, allow_inf_nan=False, description="width ÷ height of the canvas the points lie on"
-    )
-
-
-class SpatialControl(_Frozen):
-    """A spatially aligned control, section 4.2: a head's readout should look like this image."""
-
-    type: Literal["spatial"] = "spatial"
-    head: str = Field(description="head id, family/name")
-    image: StoredImage | None = None
-    pose: Pose | None = None
-    fit: Literal["cover", "contain", "stretch"] = Field(
-        "cover", description="how a control of another aspect is fitted to the picture"
-    )
-    weight: float = Field(ge=0, le=10, allow_inf_nan=False)
-    span: Span
-
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if (self.image is None) == (self.pose is None):
-            raise ValueError("exactly one of image and pose must be given")
-        return self
+Task = Literal["text_to_image", "spatial", "drag", "appearance", "identity"]
 
 
-class OutputOptions(_Frozen):
+class OutputOptions(Frozen):
     """What to store beside the images."""
 
     format: Literal["png", "webp", "jpeg"] = "png"
@@ -78,10 +63,10 @@ class OutputOptions(_Frozen):
     )
 
 
-class GenerationRequest(_Frozen):
+class GenerationRequest(Frozen):
     """One generation, complete: `num_images` independent images with seeds seed, seed + 1, …"""
 
-    task: Literal["text_to_image", "spatial"]
+    task: Task
     model: str
     prompt: str
     negative_prompt: str
@@ -101,7 +86,14 @@ class GenerationRequest(_Frozen):
     form: Literal["one_pass", "two_pass"]
     branch: Literal["unconditional", "conditional", "both"]
     update_rule: Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"]
-    controls: tuple[SpatialControl, ...] = ()
+    controls: tuple[Control, ...] = ()
+    reference: Reference | None = Field(None, description="what relative controls compare with")
+    start: Literal["seed", "reference"] = Field(
+        "seed", description="whose noise the picture begins with"
+    )
+    weight_sweep: tuple[Weight, ...] | None = Field(
+        None, description="the k-th picture has the first seed and its weights times the k-th"
+    )
     output: OutputOptions = OutputOptions()
 
     @property

@@ -18,7 +18,11 @@ class ControlDistance(_Frozen):
 
     head: str
     distance: float | None = Field(description="null: the control was never evaluated")
-    unit: str = Field("rms", description="of readout - target, in readout units")
+    unit: str = Field(
+        "rms",
+        description="rms: of readout - target, in readout units; cosine: of a relative control, "
+        "1 - its similarity to the reference",
+    )
 
 
 class StoredReadout(_Frozen):
@@ -63,6 +67,10 @@ class ResultSummary(_Frozen):
     manifest_key: str
     images: tuple[StoredResult, ...]
     timings: dict[str, float] = Field(default_factory=dict, description="seconds per stage")
+    reference_psnr_db: float | None = Field(
+        None, description="of an inverted reference's reconstruction against the picture"
+    )
+    warnings: tuple[str, ...] = ()
 
 
 class ResultManifest(_Frozen):
@@ -75,6 +83,8 @@ class ResultManifest(_Frozen):
     images: tuple[StoredResult, ...]
     sha256: dict[str, str] = Field(description="of every object of the attempt, by file name")
     timings: dict[str, float]
+    reference_psnr_db: float | None = None
+    warnings: tuple[str, ...] = ()
     versions: dict[str, Any] = Field(description="packages, and the hashes of model and heads")
     device: str
     dtype: str

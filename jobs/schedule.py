@@ -35,14 +35,21 @@ class Priority(StrEnum):
 
 
 def cost(request: GenerationRequest) -> float:
-    """Work in steps of one picture of 512 × 512 px; a guided step counts twice."""
+    """Work in steps of one picture of 512 × 512 px; a guided step counts twice.
+
+    A reference counts as one more picture, although it may be known already.
+    """
     guided = max((control.span[1] - control.span[0] for control in request.controls), default=0.0)
     size = request.height * request.width / REFERENCE_PIXELS
-    return request.num_samples * request.num_inference_steps * (1 + guided) * size
+    pictures = request.num_samples * (1 + guided) + (request.reference is not None)
+    return request.num_inference_steps * pictures * size
 
 
 def batch_group(request: GenerationRequest) -> str:
-    """Jobs with the same one may share a sampler batch: model, size, steps, guidance and heads."""
+    """Jobs with the same one may share a sampler batch: model, size, steps, guidance and heads.
+
+    Of those with a reference, edits of the same one.
+    """
     shared = request.model_dump(
         mode="json",
         include={
@@ -55,6 +62,7 @@ def batch_group(request: GenerationRequest) -> str:
             "form",
             "branch",
             "update_rule",
+            "reference",
         },
     )
     shared["evolution_steps"] = request.output.evolution_steps

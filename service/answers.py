@@ -44,10 +44,11 @@ class ControlDistanceView(Strict):
 
     control: int = Field(description="position in `request.controls`")
     head: str
-    distance: float | None = Field(
-        description="the objective at the last step, in readout units; null: not evaluated"
+    distance: float | None = Field(description="at the last step; null: not evaluated")
+    unit: str = Field(
+        description="rms: of readout - target, in readout units; cosine: of a control that "
+        "compares with a reference, 1 - similarity"
     )
-    unit: str
 
 
 class ReadoutView(Strict):
@@ -86,7 +87,14 @@ class ResultView(Strict):
 
     images: list[ImageView]
     manifest_url: str = Field(description="JSON: versions, hashes, device and timings")
-    timings: dict[str, float] = Field(description="seconds per stage")
+    timings: dict[str, float] = Field(
+        description="seconds per stage; reference_forwards: the model's passes for the reference, "
+        "0 when it was known already"
+    )
+    reference_psnr_db: float | None = Field(
+        description="how well an inverted reference is reconstructed"
+    )
+    warnings: list[str] = Field(description="what to know of the result")
     urls_expire_in_s: int
 
 

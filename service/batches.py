@@ -23,6 +23,7 @@ from service.batch_schemas import (
     BatchView,
     WrongItem,
 )
+from service.creation import doors_of
 from service.errors import (
     FieldError,
     InvalidBatch,
@@ -108,6 +109,7 @@ def check_items(services: Services, asked: BatchParameters, owner: str) -> list[
             images[source.upload_id] = services.images.take(source, pointer, owner)
         return images[source.upload_id]
 
+    doors = doors_of(services, owner, take)
     found: list[BatchItem] = []
     errors: list[FieldError] = []
     seen: dict[str, int] = {}
@@ -122,7 +124,7 @@ def check_items(services: Services, asked: BatchParameters, owner: str) -> list[
             detail = "a batch is told of as a whole; register an endpoint at /v1/webhook-endpoints"
             errors.append(FieldError(pointer=f"#/items/{index}/webhook_url", detail=detail))
         try:
-            request = resolve(item, services.catalogue, services.settings.default_model, take)
+            request = resolve(item, doors)
         except InvalidRequest as error:
             errors += [_inside(index, one) for one in error.errors]
         else:

@@ -12,7 +12,8 @@ from jobs.record import JobRecord
 from service import schemas
 from service.auth import Caller
 from service.idempotency import bind, claimed
-from service.resolve import resolve
+from service.references import TakeImage
+from service.resolve import Doors, resolve
 from service.services import Services
 from service.webhook_views import check_target
 
@@ -26,6 +27,16 @@ class Created:
 
     record: JobRecord
     replayed: bool = False
+
+
+def doors_of(services: Services, owner: str, take_image: TakeImage) -> Doors:
+    """What a request of this caller may name."""
+    return Doors(
+        catalogue=services.catalogue,
+        default_model=services.settings.default_model,
+        take_image=take_image,
+        find_record=partial(services.records.get, owner=owner),
+    )
 
 
 def create_generation(
@@ -44,13 +55,12 @@ def create_generation(
         QueueFull, QueueUnavailable, StorageUnavailable: it cannot be taken now.
     """
     key = bind(idempotency_key, caller.owner, ROUTE, asked)
-    take_image = partial(services.images.take, owner=caller.owner)
+    doors = doors_of(services, caller.owner, partial(services.images.take, owner=caller.owner))
     try:
         with claimed(services.claims, key):
             if asked.webhook_url is not None:
                 check_target(asked.webhook_url, "#/webhook_url", services.settings)
-            default = services.settings.default_model
-            effective = resolve(asked, services.catalogue, default, take_image)
+            effective = resolve(asked, doors)
             record = services.records.create(
                 effective, request_id, caller.owner, key, webhook_url=asked.webhook_url
             )

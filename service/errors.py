@@ -14,6 +14,7 @@
     │   ├── UnknownModelName, UnknownHeadName, IncompatibleHeadName, UnknownUpload
     │   ├── IdempotencyKeyReused
     │   ├── InvalidBatch, with the errors of every item
+    │   ├── UnusableReference
     │   └── InvalidImage, ImageTooLarge
     └── Unavailable              503  full or a peer is down; carries Retry-After
         ├── QueueIsFull, DecoderBusy, TooManyStreams
@@ -186,6 +187,12 @@ class InvalidBatch(InvalidRequest):
     """Items of a batch are wrong, so none of it runs."""
 
     code, title = "invalid_batch", "Invalid batch"
+
+
+class UnusableReference(InvalidRequest):
+    """The generation cannot be the reference of this one."""
+
+    code, title = "unusable_reference", "Unusable reference"
 
 
 class InvalidImage(InvalidRequest):

@@ -137,6 +137,8 @@ def field_errors(found: Sequence[Any], body: Any) -> list[FieldError]:
 def _field_error(error: Any, body: Any) -> FieldError:
     place, *path = error["loc"]
     if place == "body":
+        if error["type"].startswith("union_tag"):  # the discriminator is what is wrong
+            path.append("type")
         return FieldError(pointer=_pointer(path, body), detail=_message(error))
     name = _encodable(str(path[0])) if path else place
     return FieldError(parameter=name, detail=_message(error))
@@ -150,7 +152,7 @@ def _encodable(name: str) -> str:
 def _message(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown field; it is refused so that no setting is silently ignored"
-    if error["type"] == "missing":
+    if error["type"] in ("missing", "union_tag_not_found"):
         return "missing; it is required"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message.replace("Input should be", "must be", 1)
@@ -165,7 +167,7 @@ def _pointer(path: Sequence[str | int], body: Any) -> str:
         known = range(len(node)) if isinstance(node, list) else node
         if isinstance(known, dict | range) and part in known:
             node = node[part]
-        elif not last:
+        elif not last or (isinstance(node, dict) and node.get("type") == part):
             continue
         parts.append(_encodable(str(part)).replace("~", "~0").replace("/", "~1"))
     return "#/" + "/".join(parts) if parts else "#"

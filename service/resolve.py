@@ -1,9 +1,9 @@
-"""Public request → effective request: request > task > head manifest > model manifest."""
+"""Public request → effective request: request > head manifest > task > model manifest."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from heads_registry.manifest import (
@@ -16,22 +16,44 @@ from heads_registry.manifest import (
 )
 from jobs.request import (
     MAX_SEED,
+    AppearanceControl,
+    Control,
+    CorrespondenceControl,
     GenerationRequest,
+    IdentityControl,
     OutputOptions,
+    Reference,
+    SampledReference,
     SpatialControl,
-    StoredImage,
+    Task,
 )
 from service import schemas
+from service.checks import (
+    check_candidates,
+    check_evolution,
+    check_images,
+    check_prompts,
+    check_reference,
+    check_size,
+)
+from service.controls import Control as AskedControl
 from service.errors import (
     IncompatibleHeadName,
     InvalidRequest,
     UnknownHeadName,
     UnknownModelName,
 )
-from service.keypoints import OpenPoseKeypoints
-
-TASK_DEFAULTS: dict[str, dict[str, Any]] = {"text_to_image": {}, "spatial": {"eta": 1.0}}
-"""What table 1 of the paper says of a task, whatever the model: spatial control has eta 1."""
+from service.geometry import Picture
+from service.references import FindRecord, Known, TakeImage, resolve_reference
+from service.tasks import (
+    REAL_DRAG_GUIDANCE_SCALE,
+    RELATIVE,
+    check_fields,
+    controls_of,
+    default_of,
+    head_of_kind,
+    task_of,
+)
 
 MODEL_DEFAULTS = (
     "negative_prompt",
@@ -44,54 +66,61 @@ MODEL_DEFAULTS = (
 )
 """Request fields whose default is in the model's manifest under the same name."""
 
-TakeImage = Callable[[schemas.ImageSource, str], StoredImage]
+
+@dataclass(frozen=True)
+class Doors:
+    """What a request may name that lies outside it.
+
+    Attributes:
+        catalogue: models and heads.
+        default_model: where the request names none.
+        take_image: an image of the request → the stored one.
+        find_record: an earlier generation.
+    """
+
+    catalogue: Catalogue
+    default_model: str
+    take_image: TakeImage
+    find_record: FindRecord
 
 
-def resolve(
-    asked: schemas.GenerationParameters,
-    catalogue: Catalogue,
-    default_model: str,
-    take_image: TakeImage,
-) -> GenerationRequest:
+def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequest:
     """The effective request; images are taken last, when everything else is known to be right.
 
     Raises:
         InvalidRequest: a field does not fit the model or the head; names the field.
     """
-    model = _model(asked.model or default_model, catalogue)
-    task = asked.task or ("spatial" if asked.controls else "text_to_image")
-    preset = TASK_DEFAULTS[task]
-    values: dict[str, Any] = {
-        name: _first(getattr(asked, name), preset.get(name), getattr(model.defaults, name))
-        for name in MODEL_DEFAULTS
-    }
-    values["height"] = _first(asked.height, model.height)
-    values["width"] = _first(asked.width, model.width)
-    _check_prompts(asked, model)
-    _check_task(asked, task)
-    _check_size(values, model)
-    _check_images(asked, model)
-    _check_candidates(asked, model)
-    _check_evolution(asked, values["num_inference_steps"])
-    heads = [_head(asked.controls, index, model, catalogue) for index in range(len(asked.controls))]
-    spans = [
-        _span(control, index, head, model, values["num_inference_steps"])
-        for index, (control, head) in enumerate(zip(asked.controls, heads, strict=True))
+    model = _model(asked.model or doors.default_model, doors.catalogue)
+    task = task_of(asked)
+    check_fields(asked, task)
+    check_prompts(asked, model)
+    size = {"height": _or(asked.height, model.height), "width": _or(asked.width, model.width)}
+    check_size(size, model)
+    check_images(asked, model)
+    controls = controls_of(asked, task)
+    heads = [_head(controls, index, model, doors.catalogue) for index in range(len(controls))]
+    check_candidates(asked, bool(controls), model)
+    check_reference(asked, controls)
+    reference, start, defaults = _reference(asked, task, model, size, doors)
+    values = _values(asked, task, model, defaults) | size
+    check_evolution(asked, values["num_inference_steps"])
+    draft = _Draft(asked, task, model, Picture(**size, in_pixels=asked.unit == "px"), values)
+    resolved = [
+        draft.control(control, index, head, doors.take_image)
+        for index, (control, head) in enumerate(zip(controls, heads, strict=True))
     ]
     return GenerationRequest(
         task=task,
         model=model.name,
         prompt=asked.prompt,
-        num_images=asked.num_images,
         num_candidates=asked.num_candidates,
         keep=asked.keep,
-        seed=_seed(asked),
-        controls=tuple(
-            _control(control, index, head, model, span, values, take_image)
-            for index, (control, head, span) in enumerate(
-                zip(asked.controls, heads, spans, strict=True)
-            )
-        ),
+        num_images=len(asked.weight_sweep) if asked.weight_sweep else asked.num_images,
+        seed=_seed(asked, reference, start, values["eta"]),
+        controls=tuple(resolved),
+        reference=reference,
+        start=start,
+        weight_sweep=asked.weight_sweep,
         output=OutputOptions(
             **asked.output.model_dump(exclude={"evolution_steps"}),
             evolution_steps=tuple(sorted(set(asked.output.evolution_steps))),
@@ -100,36 +129,84 @@ def resolve(
     )
 
 
-def echo(request: GenerationRequest) -> schemas.GenerationParameters:
-    """The effective request in the public form: sent again, it means the same."""
-    fields = request.model_dump(exclude={"controls", "output"})
-    controls = tuple(
-        schemas.SpatialControl(
-            type=control.type,
-            head=control.head,
-            image=schemas.ImageSource(upload_id=control.image.upload_id) if control.image else None,
-            keypoints=OpenPoseKeypoints.from_pose(control.pose) if control.pose else None,
-            fit=control.fit,
-            weight=control.weight,
-            span=control.span,
-        )
-        for control in request.controls
-    )
-    output = schemas.OutputOptions(**request.output.model_dump())
-    return schemas.GenerationParameters(controls=controls, output=output, **fields)
-
-
 def guided_steps(span: tuple[float, float], num_inference_steps: int) -> range:
     """The steps that a span means; its ends are rounded, as in the sampler (REFERENCE 4.11)."""
     start, end = (round(fraction * num_inference_steps) for fraction in span)
     return range(start, end)
 
 
-def _first(*candidates: Any) -> Any:
+def _or(*candidates: Any) -> Any:
     return next(candidate for candidate in candidates if candidate is not None)
 
 
-def _seed(asked: schemas.GenerationParameters) -> int:
+def _values(
+    asked: schemas.GenerationParameters,
+    task: Task,
+    model: ModelManifest,
+    by_reference: dict[str, Any],
+) -> dict[str, Any]:
+    """The plain fields; a reference's own settings stand between the task's and the model's."""
+    return {
+        name: _or(
+            getattr(asked, name),
+            default_of(name, task, model),
+            by_reference.get(name),
+            getattr(model.defaults, name),
+        )
+        for name in MODEL_DEFAULTS
+    }
+
+
+def _reference(
+    asked: schemas.GenerationParameters,
+    task: Task,
+    model: ModelManifest,
+    size: dict[str, int],
+    doors: Doors,
+) -> tuple[Reference | None, Any, dict[str, Any]]:
+    """The reference, whose noise the picture begins with, and the defaults that follow."""
+    if asked.reference is None:
+        if asked.start == "reference":
+            raise InvalidRequest.at("#/start", "there is no reference to begin with")
+        return None, "seed", {}
+    known = Known(
+        model=model,
+        prompt=asked.prompt,
+        negative_prompt=_or(asked.negative_prompt, model.defaults.negative_prompt),
+        num_inference_steps=asked.num_inference_steps,
+        **size,
+    )
+    reference, defaults = resolve_reference(
+        asked.reference, known, doors.take_image, doors.find_record
+    )
+    start = asked.start or ("reference" if task == "drag" else "seed")
+    if isinstance(reference, SampledReference):
+        if start == "reference":
+            defaults["eta"] = reference.eta
+    elif task == "drag":
+        defaults.setdefault("guidance_scale", REAL_DRAG_GUIDANCE_SCALE)
+    return reference, start, defaults
+
+
+def _seed(
+    asked: schemas.GenerationParameters, reference: Reference | None, start: str, eta: float
+) -> int:
+    count = max(asked.num_images, asked.num_candidates or 0)
+    same_noise = start == "reference" and (isinstance(reference, SampledReference) or eta == 0)
+    if same_noise and count > 1 and not asked.weight_sweep:
+        raise InvalidRequest.at(
+            "#/num_images",
+            "every picture would begin with the reference's noise and be the same; ask for "
+            'one, or let start be "seed"',
+        )
+    if start == "reference" and isinstance(reference, SampledReference):
+        if asked.seed not in (None, reference.seed):
+            raise InvalidRequest.at(
+                "#/seed",
+                f"the picture begins with the reference's noise, of seed {reference.seed}; leave "
+                'this out, or let start be "seed"',
+            )
+        return reference.seed
     last = MAX_SEED - (max(asked.num_images, asked.num_candidates or 0) - 1)
     if asked.seed is None:
         return secrets.randbelow(2**32)
@@ -148,12 +225,11 @@ def _model(name: str, catalogue: Catalogue) -> ModelManifest:
 
 
 def _head(
-    controls: tuple[schemas.SpatialControl, ...],
-    index: int,
-    model: ModelManifest,
-    catalogue: Catalogue,
+    controls: tuple[AskedControl, ...], index: int, model: ModelManifest, catalogue: Catalogue
 ) -> HeadManifest:
     control, pointer = controls[index], f"#/controls/{index}"
+    if control.head is None:
+        return head_of_kind(control.type, pointer, model, catalogue)
     try:
         head = catalogue.head(model, control.head)
     except UnknownHead as error:
@@ -164,7 +240,8 @@ def _head(
         raise IncompatibleHeadName.at(
             f"{pointer}/head", f"this is a {head.kind} head; a {control.type} control needs another"
         )
-    if control.keypoints is not None and head.signal != "pose":
+    keypoints = isinstance(control, schemas.SpatialControl) and control.keypoints is not None
+    if keypoints and head.signal != "pose":
         raise InvalidRequest.at(
             f"{pointer}/keypoints",
             f"head {head.name!r} reads {head.signal}; only pose heads take key points; "
@@ -173,102 +250,72 @@ def _head(
     return head
 
 
-def _check_prompts(asked: schemas.GenerationParameters, model: ModelManifest) -> None:
-    for name, text in (("prompt", asked.prompt), ("negative_prompt", asked.negative_prompt)):
-        if text is not None and len(text) > model.max_prompt_chars:
-            raise InvalidRequest.at(
-                f"#/{name}",
-                f"{len(text)} characters; model {model.name!r} takes {model.max_prompt_chars}",
+@dataclass(frozen=True)
+class _Draft:
+    """What is known when controls are resolved."""
+
+    asked: schemas.GenerationParameters
+    task: Task
+    model: ModelManifest
+    picture: Picture
+    values: dict[str, Any]
+
+    def control(
+        self, control: AskedControl, index: int, head: HeadManifest, take_image: TakeImage
+    ) -> Control:
+        """One control with its defaults; images are taken only after all checks of the control."""
+        pointer = f"#/controls/{index}"
+        common: dict[str, Any] = {
+            "head": head.id,
+            "span": self._span(control, pointer, head),
+            "weight": self._default("weight", control, head),
+        }
+        if isinstance(control, schemas.CorrespondenceControl):
+            points = "#/points" if self._is_added(index) else f"{pointer}/points"
+            return CorrespondenceControl(
+                points=self.picture.drags(control.points, points), **common
             )
-    if not asked.prompt.strip() and not asked.controls:
-        raise InvalidRequest.at(
-            "#/prompt", "empty, and there is no control: say what to draw, or add a control"
+        if isinstance(control, schemas.AppearanceControl):
+            region = "#/region" if self._is_added(index) else f"{pointer}/region"
+            return AppearanceControl(
+                towards=control.towards,
+                region=self.picture.region(control.region, region) if control.region else None,
+                **common,
+            )
+        if isinstance(control, schemas.IdentityControl):
+            boxes = "#/boxes" if self._is_added(index) else f"{pointer}/boxes"
+            return IdentityControl(boxes=self.picture.pairs(control.boxes, boxes), **common)
+        keypoints = control.keypoints
+        aspect_ratio = self.picture.width / self.picture.height
+        return SpatialControl(
+            image=take_image(control.image, f"{pointer}/image") if control.image else None,
+            pose=keypoints.to_pose(aspect_ratio) if keypoints else None,
+            fit=control.fit,
+            **common,
         )
 
+    def _is_added(self, index: int) -> bool:
+        """Whether the control comes from a short field."""
+        return index >= len(self.asked.controls)
 
-def _check_task(asked: schemas.GenerationParameters, task: str) -> None:
-    if task == "text_to_image" and asked.controls:
-        raise InvalidRequest.at("#/task", "text_to_image takes no controls; use spatial")
-    if task == "spatial" and not asked.controls:
-        raise InvalidRequest.at("#/task", "spatial needs at least one control; use text_to_image")
-
-
-def _check_size(values: dict[str, Any], model: ModelManifest) -> None:
-    for name in ("height", "width"):
-        size = values[name]
-        if size % model.size_multiple or not model.min_size <= size <= model.max_size:
-            raise InvalidRequest.at(
-                f"#/{name}",
-                f"{size} px; model {model.name!r} takes multiples of {model.size_multiple} "
-                f"from {model.min_size} to {model.max_size}",
-            )
-
-
-def _check_images(asked: schemas.GenerationParameters, model: ModelManifest) -> None:
-    if asked.num_images > model.max_images:
-        raise InvalidRequest.at(
-            "#/num_images",
-            f"{asked.num_images} images; model {model.name!r} makes {model.max_images} at a time",
+    def _default(self, name: str, control: AskedControl, head: HeadManifest) -> Any:
+        by_task = default_of(name, self.task, self.model) if control.type in RELATIVE else None
+        if by_task is None and control.type in RELATIVE:  # under a task without such controls
+            by_task = default_of(name, "appearance", self.model)
+        return _or(
+            getattr(control, name),
+            getattr(head.defaults, name),
+            by_task,
+            getattr(self.model.defaults, name),
         )
 
-
-def _check_candidates(asked: schemas.GenerationParameters, model: ModelManifest) -> None:
-    count = asked.num_candidates
-    if count is None:
-        return
-    if count < asked.num_images:
-        detail = f"{count} candidates for {asked.num_images} images; give at least as many"
-    elif count > model.max_images:
-        detail = f"{count}; model {model.name!r} makes {model.max_images} at a time"
-    elif count > asked.num_images and not asked.controls:
-        detail = "candidates are ranked by their controls, and there are none; add one"
-    else:
-        return
-    raise InvalidRequest.at("#/num_candidates", detail)
-
-
-def _check_evolution(asked: schemas.GenerationParameters, num_inference_steps: int) -> None:
-    for index, step in enumerate(asked.output.evolution_steps):
-        if step >= num_inference_steps:
+    def _span(self, control: AskedControl, pointer: str, head: HeadManifest) -> tuple[float, float]:
+        span: tuple[float, float] = self._default("span", control, head)
+        steps = self.values["num_inference_steps"]
+        if not guided_steps(span, steps):
             raise InvalidRequest.at(
-                f"#/output/evolution_steps/{index}",
-                f"step {step} does not exist: the steps are 0 to {num_inference_steps - 1}",
+                f"{pointer}/span",
+                f"{list(span)} contains none of the {steps} steps, so the control "
+                "would do nothing; widen it or take more steps",
             )
-
-
-def _span(
-    control: schemas.SpatialControl,
-    index: int,
-    head: HeadManifest,
-    model: ModelManifest,
-    num_inference_steps: int,
-) -> tuple[float, float]:
-    span: tuple[float, float] = _first(control.span, head.defaults.span, model.defaults.span)
-    if not guided_steps(span, num_inference_steps):
-        raise InvalidRequest.at(
-            f"#/controls/{index}/span",
-            f"{list(span)} contains none of the {num_inference_steps} steps, so the control "
-            "would do nothing; widen it or take more steps",
-        )
-    return span
-
-
-def _control(
-    control: schemas.SpatialControl,
-    index: int,
-    head: HeadManifest,
-    model: ModelManifest,
-    span: tuple[float, float],
-    values: dict[str, Any],
-    take_image: TakeImage,
-) -> SpatialControl:
-    image = take_image(control.image, f"#/controls/{index}/image") if control.image else None
-    keypoints = control.keypoints
-    return SpatialControl(
-        head=head.id,
-        image=image,
-        pose=keypoints.to_pose(values["width"] / values["height"]) if keypoints else None,
-        fit=control.fit,
-        weight=_first(control.weight, head.defaults.weight, model.defaults.weight),
-        span=span,
-    )
+        return span

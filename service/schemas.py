@@ -2,85 +2,50 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
-from jobs.request import MAX_SEED
-from service.keypoints import OpenPoseKeypoints
+from jobs.request import MAX_SEED, Task
+from service.controls import (
+    MAX_WEIGHT,
+    AppearanceControl,
+    BoxPairs,
+    Control,
+    CorrespondenceControl,
+    Drags,
+    Fraction,
+    IdentityControl,
+    ImageSource,
+    Reference,
+    Region,
+    SpatialControl,
+    Text,
+    Weight,
+)
 from service.strict import Strict
 
+__all__ = [
+    "MAX_CONTROLS",
+    "MAX_EVOLUTION_STEPS",
+    "MAX_STEPS",
+    "MAX_WEIGHT",
+    "AppearanceControl",
+    "CorrespondenceControl",
+    "GenerationParameters",
+    "IdentityControl",
+    "ImageSource",
+    "OutputOptions",
+    "Reference",
+    "Region",
+    "SpatialControl",
+    "Text",
+]
+
 MAX_CONTROLS = 8
-MAX_WEIGHT = 10.0
 MAX_STEPS = 1000
 MAX_EVOLUTION_STEPS = 20
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Controls other than tab and line breaks, and halves of surrogate pairs."""
-
-
-def _printable(text: str) -> str:
-    if found := _UNPRINTABLE.search(text):
-        code = ord(found[0])
-        raise ValueError(f"control character U+{code:04X} at position {found.start()}; remove it")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_printable)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Span = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
-
-
-class ImageSource(Strict):
-    """A control image: an earlier upload, or a small one in the request itself."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["upload_id"]}, {"required": ["base64"]}]}
-    )
-    upload_id: str | None = Field(None, max_length=64, description="`id` of POST /v1/uploads")
-    base64: str | None = Field(
-        None,
-        description="PNG, JPEG or WebP file in base64, or a data URL with it; becomes an upload",
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.upload_id is None) == (self.base64 is None):
-            raise ValueError("give exactly one of upload_id and base64")
-        return self
-
-
-class SpatialControl(Strict):
-    """The picture should have this pose, depth or edge map: what `head` reads in the image."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["keypoints"]}]}
-    )
-    type: Literal["spatial"]
-    head: str = Field(
-        min_length=1, max_length=129, description="a head of GET /v1/heads: `pose` or `family/pose`"
-    )
-    image: ImageSource | None = None
-    keypoints: OpenPoseKeypoints | None = Field(
-        None, description="instead of an image, for heads whose `accepts` lists keypoints"
-    )
-    fit: Literal["cover", "contain", "stretch"] = Field(
-        "cover", description="how a control of another aspect ratio is fitted to the picture"
-    )
-    weight: float | None = Field(
-        None, ge=0, le=MAX_WEIGHT, description="strength; 0 is off, 1 strong; null: the default"
-    )
-    span: Span | None = Field(
-        None, description="[start, end) of the steps it acts on, as fractions; null: the default"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.image is None) == (self.keypoints is None):
-            raise ValueError("give exactly one of image and keypoints")
-        if self.span is not None and self.span[0] >= self.span[1]:
-            raise ValueError(f"span must be [start, end] with start < end; got {list(self.span)}")
-        return self
+MAX_SWEEP = 64
 
 
 class OutputOptions(Strict):
@@ -113,6 +78,19 @@ _EXAMPLES: list[Any] = [
         "num_images": 4,
         "seed": 7,
     },
+    {
+        "task": "drag",
+        "prompt": "a person in a red shirt, on grass",
+        "reference": {"upload_id": "upl_0123456789abcdef0123456789abcdef"},
+        "points": [{"from": {"x": 0.3, "y": 0.4}, "to": {"x": 0.3, "y": 0.2}}],
+    },
+    {
+        "task": "appearance",
+        "prompt": "a person in a red shirt, on grass",
+        "reference": {"prompt": "a person in a red shirt, on grass", "seed": 7},
+        "seed": 8,
+        "weight_sweep": [0.0, 0.5, 1.0],
+    },
 ]
 
 
@@ -126,8 +104,9 @@ class GenerationParameters(Strict):
     prompt: Text = Field(description="what to draw; may be empty only when there is a control")
     negative_prompt: Text | None = Field(None, description="what to keep away from")
     model: str | None = Field(None, max_length=64, description="a model of GET /v1/models")
-    task: Literal["text_to_image", "spatial"] | None = Field(
-        None, description="preset of defaults; null: `spatial` when there are controls"
+    task: Task | None = Field(
+        None,
+        description="preset of defaults and controls, table 1 of the paper; null: by what is given",
     )
     num_images: int = Field(1, ge=1, le=64, description="the k-th has seed `seed` + k")
     num_candidates: int | None = Field(
@@ -157,9 +136,31 @@ class GenerationParameters(Strict):
     update_rule: Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"] | None = Field(
         None, description="how the gradient is scaled, section 8.2"
     )
-    controls: Annotated[
-        tuple[SpatialControl, ...], Field(strict=False, max_length=MAX_CONTROLS)
-    ] = Field((), description="what the picture should follow, beside the prompt")
+    controls: Annotated[tuple[Control, ...], Field(strict=False, max_length=MAX_CONTROLS)] = Field(
+        (), description="what the picture should follow, beside the prompt"
+    )
+    reference: Reference | None = Field(
+        None, description="what correspondence, appearance and identity controls compare with"
+    )
+    start: Literal["seed", "reference"] | None = Field(
+        None, description="whose noise the picture begins with; null: the reference's for `drag`"
+    )
+    points: Drags | None = Field(None, description="`drag`: a correspondence control of these")
+    boxes: BoxPairs | None = Field(None, description="`identity`: faces to compare")
+    region: Region | None = Field(
+        None, description="`drag`, `appearance`: where the reference's appearance is kept"
+    )
+    unit: Literal["fraction", "px"] = Field(
+        "fraction", description="of every x and y of the request: 0 … 1, or pixels of the picture"
+    )
+    weight_sweep: (
+        Annotated[tuple[Weight, ...], Field(strict=False, min_length=1, max_length=MAX_SWEEP)]
+        | None
+    ) = Field(
+        None,
+        description="one picture each, all of one seed: factors of the weights of the controls "
+        "that compare with a reference",
+    )
     output: OutputOptions = OutputOptions()
     webhook_url: str | None = Field(
         None, max_length=2000, description="https URL to POST to when it is over, see docs/api.md"

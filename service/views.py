@@ -13,9 +13,11 @@ from jobs.record import JobRecord
 from jobs.result import ResultSummary, StoredReadout, StoredResult
 from jobs.store import ObjectStore
 from service import answers, schemas
+from service.echo import echo
 from service.images import Upload
-from service.resolve import MODEL_DEFAULTS, TASK_DEFAULTS, echo
+from service.resolve import MODEL_DEFAULTS
 from service.strict import Strict
+from service.tasks import TABLE
 
 
 def generation_view(
@@ -108,6 +110,8 @@ def _result(result: ResultSummary, objects: ObjectStore, expiry_s: int) -> answe
         images=[_image(image, objects) for image in result.images],
         manifest_url=objects.presigned_get(result.manifest_key),
         timings=result.timings,
+        reference_psnr_db=result.reference_psnr_db,
+        warnings=list(result.warnings),
         urls_expire_in_s=expiry_s,
     )
 
@@ -179,7 +183,7 @@ def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:
         found[name] = found[name].model_copy(update=changes)
     eta = found["eta"]
     by_task = ", ".join(
-        f"{values['eta']:g} for {task}" for task, values in TASK_DEFAULTS.items() if "eta" in values
+        f"{values.eta:g} for {task}" for task, values in TABLE.items() if values.eta is not None
     )
     found["eta"] = eta.model_copy(update={"description": f"DDIM stochasticity; {by_task}"})
     return found

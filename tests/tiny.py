@@ -89,9 +89,14 @@ def tiny_pipeline(directory: Path) -> StableDiffusionPipeline:
 
 
 def save_tiny_head(
-    directory: Path, unet: UNet2DConditionModel, name: str, signal: str, family: str = FAMILY
+    directory: Path,
+    unet: UNet2DConditionModel,
+    name: str,
+    signal: str,
+    family: str = FAMILY,
+    kind: str = "spatial",
 ) -> None:
-    """A random spatial head for `unet`, as manifest and safetensors under ``directory/heads``."""
+    """A random head for `unet`, as manifest and safetensors under ``directory/heads``."""
     torch.manual_seed(hash_of(name))
     taps = decoder_taps(unet)
     head = ReadoutHead(
@@ -99,7 +104,7 @@ def save_tiny_head(
         projection_channels=16,
         time_embedding_channels=unet.time_embedding.linear_2.out_features,
         num_norm_groups=4,
-        output_channels=3,
+        output_channels=3 if kind == "spatial" else None,
     )
     weights = directory / "heads" / f"{family}-{name}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,7 @@ def save_tiny_head(
     manifest = {
         "name": name,
         "title": f"Tiny {name}",
-        "kind": "spatial",
+        "kind": kind,
         "signal": signal,
         "base_model": family,
         "weights": weights.name,
@@ -117,11 +122,19 @@ def save_tiny_head(
         "projection_channels": 16,
         "num_norm_groups": 4,
         "time_embedding_channels": unet.time_embedding.linear_2.out_features,
-        "output_channels": 3,
+        "output_channels": 3 if kind == "spatial" else None,
         "value_range": [-0.5, 0.5],
         "licence": "Apache-2.0",
     }
     weights.with_suffix(".yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+
+
+def add_relative_heads(directory: Path) -> Path:
+    """Heads ``correspondence``, ``appearance`` and ``identity`` for a tiny registry's model."""
+    unet = UNet2DConditionModel.from_pretrained(directory / "models" / FAMILY / "unet")
+    for kind in ("correspondence", "appearance", "identity"):
+        save_tiny_head(directory, unet, kind, "other", kind=kind)
+    return directory
 
 
 def hash_of(name: str) -> int:

@@ -24,10 +24,13 @@ from heads_registry.manifest import (
 )
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
-from worker.execute import Execution, LoadImage, Thrift, execute, execute_together
+from worker.controls import InvalidControl, LoadImage
+from worker.execute import Execution, Thrift, execute, execute_together
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.models import ModelCache, resolve_device, resolve_dtype
+from worker.reference_cache import ReferenceCache
+from worker.references import InversionFailed
 from worker.sampler import Diverged, OnStep
 from worker.settings import WorkerSettings
 
@@ -44,6 +47,8 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
         FailureCode.DIVERGED,
         "{error}; lower the weights of the controls or the guidance scale",
     ),
+    (InvalidControl, FailureCode.INVALID_TARGET, "{error}"),
+    (InversionFailed, FailureCode.INVALID_TARGET, "{error}"),
     (
         OutOfMemory,
         FailureCode.OUT_OF_MEMORY,
@@ -83,7 +88,10 @@ class TorchEngine:
         device = resolve_device(settings.device)
         catalogue = Catalogue((BUILTIN_DIR, *settings.registry_dirs))
         dtype = resolve_dtype(settings.dtype, device)
-        return cls(ModelCache(catalogue, settings.cache_bytes, device, dtype))
+        references = ReferenceCache(
+            settings.reference_cache_bytes, settings.reference_dir, settings.reference_disk_bytes
+        )
+        return cls(ModelCache(catalogue, settings.cache_bytes, device, dtype, references))
 
     def warm_up(self, names: tuple[str, ...] | None) -> None:
         """Load models with all their heads, and run each once, so that the first job is as fast.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,16 +13,14 @@ import torch
 from PIL import Image
 
 from heads_registry.base_model import BaseModel
-from heads_registry.targets import fit_image, image_target, readout_image
-from jobs.request import GenerationRequest, Pose, SpatialControl, StoredImage
-from openpose import draw_pose
-from worker.guidance import ReadoutTarget
-from worker.images import to_images
+from heads_registry.targets import readout_image
+from jobs.request import GenerationRequest
+from worker.controls import LoadImage
+from worker.images import feature_image, to_images
 from worker.models import LoadedHead, ModelCache
-from worker.objectives import spatial_distance
+from worker.prepare import Prepared
+from worker.references import References
 from worker.sampler import Diverged, OnStep, SampleItem, Samples, SamplingPlan, sample
-
-LoadImage = Callable[[StoredImage], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,18 @@ class Execution:
     Attributes:
         images: one a seed.
         seeds: of the images.
-        distances: image × control: RMS difference of readout and target on the last step's
-            features, in readout units.
+        distances: image × control: on the last step's features, the RMS difference of readout
+            and target in readout units, or a relative control's distance by cosine.
         readouts: image × control: the readout at the last step as a picture.
         evolution: image × step.
-        timings: seconds by stage: load, prepare, sample, decode.
+        timings: seconds by stage: load, prepare, sample, decode; prepare includes references,
+            whose U-Net passes are counted in reference_forwards.
         versions: of what makes the pixels.
         device: name of the device.
         dtype: of the U-Net.
+        peak_bytes: of the device's memory; None on the CPU.
+        reference_psnr_db: of the inverted reference's reconstruction; None where there is none.
+        warnings: what the client should know of the result.
     """
 
     images: list[Image.Image]
@@ -74,6 +76,8 @@ class Execution:
     device: str
     dtype: str
     peak_bytes: int | None = field(default=None)
+    reference_psnr_db: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def execute(
@@ -111,6 +115,7 @@ def execute_together(
     Raises:
         RegistryError: a model or a head is not there or does not fit.
         Diverged: latents are no longer finite; names the picture among all of them.
+        InvalidControl, InversionFailed: a control or the reference cannot be used.
     """
     clock = _Clock()
     model = models.model(requests[0].model)
@@ -119,55 +124,43 @@ def execute_together(
         for request in requests
     ]
     clock.lap("load")
-    items, item_heads = [], []
-    for request, own in zip(requests, heads, strict=True):
-        items += _items(model, own, request, load_image)
-        item_heads += [own] * request.num_samples
-    clock.lap("prepare")
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
+    plan = shared_plan(requests[0])
+    prepared = []
+    for request, own in zip(requests, heads, strict=True):
+        references = References(
+            model, plan, models.references, load_image, lambda: on_step(0, len(plan))
+        )
+        prepared.append(Prepared(request, model, own, references, load_image))
+    items = [item for one in prepared for item in one.items]
+    item_heads = [one.heads for one in prepared for _ in one.items]
+    clock.lap("prepare")
     pictures: list[_Picture] = []
     size = thrift.batch_images or len(items)
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     for index, part in enumerate(parts):
         on_part_step = _part_of(on_step, index, len(parts))
         try:
-            samples = _sample(model, part, requests[0], on_part_step, thrift)
+            samples = _sample(model, part, plan, on_part_step, thrift)
         except Diverged as error:
             raise Diverged(error.item + len(pictures), error.step_index) from None
         clock.lap("sample")
         pictures += _pictures(model, samples, item_heads[len(pictures) :][: len(part)])
         clock.lap("decode")
     rows = iter(pictures)
-    return [
-        _execution(request, [next(rows) for _ in range(request.num_samples)], model, clock.laps)
-        for request in requests
-    ]
-
-
-def _items(
-    model: BaseModel, heads: list[LoadedHead], request: GenerationRequest, load_image: LoadImage
-) -> list[SampleItem]:
-    """One a picture, with the seeds seed, seed + 1, …"""
-    targets = tuple(
-        _target(model, head, control, request, load_image)
-        for head, control in zip(heads, request.controls, strict=True)
-    )
-    return [
-        SampleItem(request.prompt, request.negative_prompt, request.seed + index, targets)
-        for index in range(request.num_samples)
-    ]
+    return [_execution(one, [next(rows) for _ in one.items], model, clock.laps) for one in prepared]
 
 
 def _sample(
     model: BaseModel,
     items: list[SampleItem],
-    request: GenerationRequest,
+    plan: SamplingPlan,
     on_step: OnStep,
     thrift: Thrift,
 ) -> Samples:
     with _checkpointing(model, thrift.checkpoint):
-        return sample(model, items, shared_plan(request), on_step=on_step)
+        return sample(model, items, plan, on_step=on_step)
 
 
 @contextmanager
@@ -210,15 +203,15 @@ def _pictures(
 
 
 def _execution(
-    request: GenerationRequest, pictures: list[_Picture], model: BaseModel, laps: dict[str, float]
+    prepared: Prepared, pictures: list[_Picture], model: BaseModel, laps: dict[str, float]
 ) -> Execution:
     return Execution(
         images=[picture.image for picture in pictures],
-        seeds=[request.seed + index for index in range(len(pictures))],
+        seeds=[item.seed for item in prepared.items],
         distances=[picture.distances for picture in pictures],
         readouts=[picture.readouts for picture in pictures],
         evolution=[picture.evolution for picture in pictures],
-        timings=dict(laps),
+        timings=laps | prepared.counted,
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -229,63 +222,8 @@ def _execution(
         peak_bytes=(
             torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else None
         ),
-    )
-
-
-def control_image(
-    control: SpatialControl, width: int, height: int, load_image: LoadImage
-) -> Image.Image:
-    """The control as a picture of the output's aspect: fitted, or drawn from its key points."""
-    if control.image is not None:
-        return fit_image(load_image(control.image), width, height, control.fit)
-    assert control.pose is not None
-    return _draw(control.pose, width, height, control.fit)
-
-
-def _draw(pose: Pose, width: int, height: int, fit: str) -> Image.Image:
-    """Key points moved as `fit` would move the pixels they lie on, then drawn at full size."""
-    aspect = pose.aspect_ratio * height / width
-    scale_x, scale_y = 1.0, 1.0
-    if fit != "stretch":
-        widen = (aspect > 1) == (fit == "cover")
-        scale_x, scale_y = (aspect, 1.0) if widen else (1.0, 1 / aspect)
-    people = [
-        [
-            None
-            if point is None
-            else (
-                ((point.x - 0.5) * scale_x + 0.5) * width,
-                ((point.y - 0.5) * scale_y + 0.5) * height,
-            )
-            for point in person
-        ]
-        for person in pose.people
-    ]
-    return draw_pose(people, width, height)
-
-
-def _target(
-    model: BaseModel,
-    head: LoadedHead,
-    control: SpatialControl,
-    request: GenerationRequest,
-    load_image: LoadImage,
-) -> ReadoutTarget:
-    manifest = head.manifest
-    assert model.manifest is not None
-    _, h, w = model.latent_shape(request.height, request.width)
-    image = control_image(control, request.width, request.height, load_image)
-    size = (h * manifest.output_scale, w * manifest.output_scale)
-    target = image_target(image, size, manifest.value_range, manifest.target_resampling)
-    return ReadoutTarget(
-        head=head.network,
-        taps=manifest.feature_taps,
-        timestep_convention=manifest.timestep_convention,
-        target=target.to(model.device),
-        objective=spatial_distance,
-        weight=control.weight,
-        span=control.span,
-        update_scale=manifest.update_scale or model.manifest.update_scale,
+        reference_psnr_db=prepared.reference.psnr_db if prepared.reference else None,
+        warnings=prepared.warnings,
     )
 
 
@@ -307,6 +245,8 @@ def shared_plan(request: GenerationRequest) -> SamplingPlan:
 def _readout_images(readouts: list, heads: list[LoadedHead]) -> list[Image.Image]:
     return [
         Image.fromarray(readout_image(readout, head.manifest.value_range))
+        if head.manifest.kind == "spatial"
+        else feature_image(readout)
         for readout, head in zip(readouts, heads, strict=True)
     ]
 

@@ -16,23 +16,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heads_registry.base_model import Latents
 from heads_registry.networks import Feature, Readout, ReadoutHead, TimeEmbedding
 from worker.passes import Branch
+from worker.updates import AdamW, UpdateRule, columns, readout_update
 
-UpdateRule = Literal["elementwise", "rms", "unnormalized", "timestep_rescaled", "adamw"]
+__all__ = [
+    "AdamW",
+    "ControlGroup",
+    "FeatureGradient",
+    "Objective",
+    "Reading",
+    "ReadoutTarget",
+    "ReferenceReadouts",
+    "UpdateRule",
+    "feature_gradient",
+    "group_controls",
+    "read",
+    "readout_update",
+]
+
 Objective = Callable[[Readout, Readout], Float[Tensor, " batch"]]
 
-EPSILON = 1e-8
-"""ε of the normalised update, as in the authors' AdamW."""
-UNNORMALIZED_RATE = 200.0 / 0.02
-"""Section 8.2 uses a rate of 200 for the raw gradient where the normalised rule has 2e-2."""
 GRADIENT_NORM = 64.0
 """Norm of an item's feature gradient as it enters the U-Net: keeps fp16 away from underflow."""
 TINY = 1e-30
@@ -248,13 +258,13 @@ def feature_gradient(
         weight = group.weight.to(dtype)
         factor = weight / (norm + TINY) if balanced else weight
         for total, gradient in zip(mixed, gradients, strict=True):
-            total.index_add_(0, index, gradient * _columns(factor.repeat(branches)))
+            total.index_add_(0, index, gradient * columns(factor.repeat(branches)))
         losses.index_add_(0, index, weight.repeat(branches) * distances.to(dtype))
         weighted_norm.index_add_(0, group.index, weight * norm)
         total_weight.index_add_(0, group.index, weight)
         squared_step.index_add_(0, group.index, group.step.to(dtype).square())
     mixed_norm = _norm(mixed, branches)
-    scale = _columns((GRADIENT_NORM / (mixed_norm + TINY)).repeat(branches))
+    scale = columns((GRADIENT_NORM / (mixed_norm + TINY)).repeat(branches))
     raw_norm = weighted_norm / (total_weight + TINY) if balanced else mixed_norm
     return FeatureGradient(
         [(total * scale).to(feature.dtype) for total, feature in zip(mixed, features, strict=True)],
@@ -262,62 +272,6 @@ def feature_gradient(
         step=squared_step.sqrt(),
         losses=losses.view(branches, num_items),
     )
-
-
-def readout_update(
-    gradient: Latents,
-    magnitude: Float[Tensor, " items"],
-    step: Float[Tensor, " items"],
-    rule: UpdateRule,
-    alpha: Float[Tensor, ""],
-) -> Latents:
-    """The change to subtract from the latents, by the rules of section 8.2.
-
-    Args:
-        gradient: of the distance with respect to the latents, up to the factor `magnitude`.
-        magnitude: the factor back to the raw gradient.
-        step: the change of a latent that the weights ask for.
-        rule: ``elementwise`` g / (√g² + ε), the paper's choice; ``rms`` the same with one norm an
-            item; ``unnormalized`` 200 · g; ``timestep_rescaled`` 200 · √(1-ᾱ) · g; ``adamw`` is
-            `AdamW`'s.
-        alpha: ᾱ_t.
-    """
-    raw = gradient * _columns(magnitude)
-    step = _columns(step)
-    if rule == "elementwise":
-        return step * raw / (raw.abs() + EPSILON)
-    if rule == "rms":
-        rms = raw.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        return step * raw / (rms + EPSILON)
-    if rule == "timestep_rescaled":
-        raw = raw * (1 - alpha).sqrt()
-    return step * UNNORMALIZED_RATE * raw
-
-
-class AdamW:
-    """The authors' optimiser, fresh at every timestep (REFERENCE 2.6): Adam without weight decay.
-
-    Its first step is `rate` · g / (|g| + ε): the rule ``elementwise`` with a step that no weight
-    changes. Later steps of `recurrent_steps` have its moments.
-    """
-
-    BETAS = (0.9, 0.999)
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.count = 0
-        self.mean: Latents | float = 0.0
-        self.square: Latents | float = 0.0
-
-    def update(self, gradient: Latents) -> Latents:
-        """The change to subtract from the latents."""
-        first, second = self.BETAS
-        self.count += 1
-        self.mean = first * self.mean + (1 - first) * gradient
-        self.square = second * self.square + (1 - second) * gradient.square()
-        mean = self.mean / (1 - first**self.count)
-        norm = (self.square / (1 - second**self.count)).sqrt()
-        return self.rate * mean / (norm + EPSILON)
 
 
 def read(
@@ -380,7 +334,3 @@ def _norm(gradients: Sequence[Tensor], branches: int) -> Float[Tensor, " items"]
     squares = sum(gradient.square().sum(dim=(1, 2, 3)) for gradient in gradients)
     assert isinstance(squares, Tensor)
     return squares.view(branches, -1).sum(dim=0).sqrt()
-
-
-def _columns(values: Float[Tensor, " rows"]) -> Float[Tensor, "rows 1 1 1"]:
-    return values[:, None, None, None]

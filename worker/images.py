@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from heads_registry.base_model import Pixels
 from jobs.request import OutputOptions
@@ -24,6 +26,23 @@ def to_images(pixels: Pixels) -> list[Image.Image]:
     scaled = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     arrays: list[np.ndarray] = list(scaled.permute(0, 2, 3, 1).cpu().numpy())
     return [Image.fromarray(array) for array in arrays]
+
+
+def feature_image(readout: Float[Tensor, "channels h w"]) -> Image.Image:
+    """A relative head's map as a picture: its three principal components as red, green, blue.
+
+    Each component fills the range from black to white; of its two signs the one whose largest
+    weight is positive is shown, so that the same map always looks the same.
+    """
+    channels, h, w = readout.shape
+    pixels = readout.detach().double().cpu().reshape(channels, h * w)
+    centred = pixels - pixels.mean(dim=1, keepdim=True)
+    axes = torch.linalg.eigh(centred @ centred.T).eigenvectors.flip(1)[:, :3]
+    axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
+    shown = axes.T @ centred
+    low, high = shown.amin(dim=1, keepdim=True), shown.amax(dim=1, keepdim=True)
+    levels = ((shown - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.reshape(-1, h, w).permute(1, 2, 0).numpy())
 
 
 def encode_image(

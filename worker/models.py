@@ -13,8 +13,12 @@ from heads_registry.loading import check_fit, load_head
 from heads_registry.manifest import Catalogue, HeadManifest
 from heads_registry.networks import ReadoutHead
 from worker.device import resolve_device, resolve_dtype
+from worker.reference_cache import ReferenceCache
 
 __all__ = ["LoadedHead", "ModelCache", "resolve_device", "resolve_dtype"]
+
+DEFAULT_REFERENCE_BYTES = 2**30
+"""Memory for reference trajectories where no cache is given."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class ModelCache:
         budget_bytes: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        references: ReferenceCache | None = None,
     ) -> None:
+        self.references = references or ReferenceCache(DEFAULT_REFERENCE_BYTES)
         self.catalogue = catalogue
         self.budget_bytes = budget_bytes
         self.device = torch.device(device)
@@ -99,6 +105,7 @@ class ModelCache:
         """Drop everything, as after running out of memory."""
         self._models.clear()
         self._heads.clear()
+        self.references.clear()
         self._release()
 
     def _drop_oldest(self) -> None:

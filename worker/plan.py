@@ -75,6 +75,10 @@ class SamplingPlan:
     rate: float = 0.02
     recurrent_steps: int = 1
 
+    def __len__(self) -> int:
+        """Steps."""
+        return self.num_inference_steps
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from jobs.request import GenerationRequest, OutputOptions, SpatialControl
+from jobs.request import Control, GenerationRequest, OutputOptions, Reference, SpatialControl
 from jobs.result import (
     ControlDistance,
     ResultManifest,
@@ -63,6 +63,8 @@ def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary
         images=images,
         sha256=shelf.sha256,
         timings=execution.timings,
+        reference_psnr_db=execution.reference_psnr_db,
+        warnings=execution.warnings,
         versions=dict(execution.versions),
         device=execution.device,
         dtype=execution.dtype,
@@ -74,6 +76,8 @@ def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary
         manifest_key=manifest_key,
         images=images,
         timings=execution.timings,
+        reference_psnr_db=execution.reference_psnr_db,
+        warnings=execution.warnings,
     )
 
 
@@ -82,18 +86,25 @@ def embedded_parameters(
 ) -> dict[str, Any]:
     """What a PNG says of its own making: no object keys, no URLs, nothing of who asked."""
     parameters = request.model_dump(
-        mode="json", exclude={"num_images", "num_candidates", "keep", "controls", "output"}
+        mode="json",
+        exclude={"num_images", "num_candidates", "keep", "controls", "output", "reference"},
     )
-    controls = []
-    for control in request.controls:
-        fields = control.model_dump(mode="json", exclude={"image"}, exclude_none=True)
-        if control.image is not None:
-            fields["image_sha256"] = control.image.sha256
-        controls.append(fields)
+    controls = [_without_keys(control) for control in request.controls]
+    if request.reference is not None:
+        parameters["reference"] = _without_keys(request.reference)
     return parameters | {"seed": seed, "controls": controls, "versions": versions}
 
 
-def readout_names(controls: Sequence[SpatialControl]) -> list[str]:
+def _without_keys(part: Control | Reference) -> dict[str, Any]:
+    """A control or reference with the hash of its image in the place of where it is stored."""
+    fields = part.model_dump(mode="json", exclude={"image", "origin"}, exclude_none=True)
+    image = getattr(part, "image", None)
+    if image is not None:
+        fields["image_sha256"] = image.sha256
+    return fields
+
+
+def readout_names(controls: Sequence[Control]) -> list[str]:
     """A file-name part per control: its head's name, numbered where a head is used twice."""
     names = [control.head.rpartition("/")[2] for control in controls]
     count = Counter(names)
@@ -148,7 +159,11 @@ class _Shelf:
     def _distances(self, index: int) -> dict[str, ControlDistance]:
         distances = self._execution.distances[index]
         return {
-            str(position): ControlDistance(head=control.head, distance=distance)
+            str(position): ControlDistance(
+                head=control.head,
+                distance=distance,
+                unit="rms" if isinstance(control, SpatialControl) else "cosine",
+            )
             for position, (control, distance) in enumerate(
                 zip(self._request.controls, distances, strict=True)
             )

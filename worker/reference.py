@@ -52,10 +52,12 @@ class Trajectory:
     Attributes:
         latents: (steps + 1, channels, h, w); [i] enters step i, the last is the clean one.
         readouts: what the heads say before a step, (channels, height, width).
+        psnr_db: of the last latents' picture against the one that was inverted; None: sampled.
     """
 
     latents: Float[Tensor, "states channels h w"]
     readouts: dict[Key, Float[Tensor, "channels height width"]] = field(default_factory=dict)
+    psnr_db: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +72,7 @@ class Trajectory:
             if left < 0:
                 break
             kept[key] = readout
-        return Trajectory(self.latents, kept)
+        return Trajectory(self.latents, kept, self.psnr_db)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,4 +231,6 @@ def _keep(
                 lambda convention: run.time_embedding(step_index, convention),
                 run.size,
             )
-            trajectory.readouts[reader.key, branch, step_index] = readout[0].to("cpu", dtype)
+            # contiguous, as it comes back from disk: sums over other strides round otherwise
+            kept = readout[0].to("cpu", dtype).contiguous()
+            trajectory.readouts[reader.key, branch, step_index] = kept

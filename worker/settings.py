@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -22,6 +23,15 @@ class WorkerSettings(CoreSettings):
         None,
         description="models to load before serving, separated by commas; null: the installed one, "
         "where there is just one",
+    )
+    reference_cache_bytes: int = Field(
+        2 * 2**30, ge=0, description="memory for reference trajectories and their readouts"
+    )
+    reference_dir: Path | None = Field(
+        None, description="where references that leave memory are kept; null: nowhere"
+    )
+    reference_disk_bytes: int = Field(
+        8 * 2**30, ge=0, description="what `reference_dir` may hold; the longest unused goes"
     )
     num_threads: int = Field(0, ge=0, description="of the CPU; 0 leaves it to torch")
     batch_images: int = Field(

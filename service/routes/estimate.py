@@ -10,8 +10,10 @@ from jobs.request import StoredImage
 from service import schemas
 from service.auth import CallerDep
 from service.content_types import require_json
+from service.creation import doors_of
 from service.openapi import problems
-from service.resolve import TakeImage, resolve
+from service.references import TakeImage
+from service.resolve import resolve
 from service.services import Services, ServicesDep
 from service.strict import Strict
 
@@ -41,8 +43,8 @@ def estimate(
     asked: schemas.GenerationParameters, services: ServicesDep, caller: CallerDep
 ) -> EstimateView:
     """Time and memory of a generation; it is checked as if it were created, and nothing is."""
-    default = services.settings.default_model
-    request = resolve(asked, services.catalogue, default, _looker(services, caller.owner))
+    doors = doors_of(services, caller.owner, _looker(services, caller.owner))
+    request = resolve(asked, doors)
     found = services.figures.estimate(request)
     waiting = services.records.counts()[JobState.QUEUED]
     return EstimateView(**found.model_dump(), jobs_waiting=waiting)

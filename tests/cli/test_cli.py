@@ -27,6 +27,10 @@ def test_the_command_alone_imports_no_room() -> None:
     [
         "up",
         "generate",
+        "drag",
+        "vary",
+        "heads pull",
+        "acceptance",
         "gateway",
         "worker",
         "reconciler",

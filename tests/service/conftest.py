@@ -58,7 +58,9 @@ HEAD: dict[str, Any] = {
 
 
 def write_registry(directory: Path) -> Path:
-    """Two families: ``tiny`` with pose, depth and correspondence heads; ``other`` with edge."""
+    """Families ``tiny`` with pose, depth and points, ``other`` with edge, ``whole`` with a depth
+    head and one of each relative kind.
+    """
     manifests: dict[str, dict[str, Any]] = {
         "models/tiny.yaml": MODEL,
         "models/tiny-tuned.yaml": MODEL | {"name": "tiny-tuned", "max_images": 64},
@@ -74,6 +76,20 @@ def write_registry(directory: Path) -> Path:
         "heads/other-edge.yaml": HEAD
         | {"name": "edge", "title": "Edge", "signal": "edge", "base_model": "other"},
     }
+    manifests |= {
+        "models/whole.yaml": MODEL | {"name": "whole", "family": "whole"},
+        "models/whole-tuned.yaml": MODEL
+        | {"name": "whole-tuned", "family": "whole", "tasks": {"drag": {"guidance_scale": 2.0}}},
+        "heads/whole-depth.yaml": HEAD | {"name": "depth", "title": "D", "base_model": "whole"},
+    }
+    for kind in ("appearance", "correspondence", "identity"):
+        manifests[f"heads/whole-{kind}.yaml"] = HEAD | {
+            "name": kind,
+            "title": kind,
+            "base_model": "whole",
+            "kind": kind,
+            "output_channels": None,
+        }
     for name, manifest in manifests.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("unknown field", {"prompt": "a", "cfg_scale": 7}, "#/cfg_scale"),
     ("unknown nested field", {"prompt": "a", "output": {"fromat": "png"}}, "#/output/fromat"),
     ("a field that needs escaping", {"prompt": "a", "a/b~c": 1}, "#/a~1b~0c"),
-    ("unknown task", {"prompt": "a", "task": "drag"}, "#/task"),
+    ("unknown task", {"prompt": "a", "task": "paint"}, "#/task"),
     ("spatial without controls", {"prompt": "a", "task": "spatial"}, "#/task"),
     ("text_to_image with controls", spatial() | {"task": "text_to_image"}, "#/task"),
     ("steps 0", {"prompt": "a", "num_inference_steps": 0}, "#/num_inference_steps"),

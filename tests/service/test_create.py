@@ -53,6 +53,13 @@ def test_create_answers_202_with_location_and_the_effective_request(
         "branch": "unconditional",
         "update_rule": "elementwise",
         "controls": [],
+        "reference": None,
+        "start": "seed",
+        "points": None,
+        "boxes": None,
+        "region": None,
+        "unit": "fraction",
+        "weight_sweep": None,
         "output": {
             "format": "png",
             "embed_parameters": True,
@@ -198,4 +205,8 @@ def test_the_fixture_reads(catalogue: Catalogue) -> None:
         "tiny/depth",
         "tiny/points",
         "tiny/pose",
+        "whole/appearance",
+        "whole/correspondence",
+        "whole/depth",
+        "whole/identity",
     ]

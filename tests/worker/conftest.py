@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import redis
@@ -38,3 +40,13 @@ def stack(worker_settings: WorkerSettings) -> Iterator[Stack]:
     yield Stack(worker_settings, client, RecordStore(client, worker_settings), queue, store)
     for connection in (client, queue, store):
         connection.close()
+
+
+@pytest.fixture(scope="session")
+def relative_registry(tiny_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny registry that has relative heads too."""
+    from tests.tiny import add_relative_heads
+
+    directory = tmp_path_factory.mktemp("relative") / "registry"
+    shutil.copytree(tiny_registry, directory)
+    return add_relative_heads(directory)

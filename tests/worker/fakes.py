@@ -40,6 +40,8 @@ class FakeExecution:
     device: str = "cpu"
     dtype: str = "float32"
     peak_bytes: int | None = None
+    reference_psnr_db: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class FakeEngine:

@@ -12,7 +12,8 @@ from PIL import Image
 from heads_registry.manifest import Catalogue
 from jobs.request import GenerationRequest, Keypoint, OutputOptions, Pose, SpatialControl
 from tests.tiny import FAMILY
-from worker.execute import control_image, execute, execute_together
+from worker.controls import control_image
+from worker.execute import execute, execute_together
 from worker.images import PARAMETERS_KEY, encode_image, to_images
 from worker.models import ModelCache, resolve_device, resolve_dtype
 

@@ -1,0 +1,120 @@
+"""What a request must fulfil whatever its controls; each check names the field that is wrong.
+
+All raise `InvalidRequest`.
+"""
+
+from __future__ import annotations
+
+from heads_registry.manifest import ModelManifest
+from service import schemas
+from service.controls import Control as AskedControl
+from service.errors import InvalidRequest
+from service.tasks import RELATIVE
+
+
+def check_prompts(asked: schemas.GenerationParameters, model: ModelManifest) -> None:
+    """Whether texts fit the model, and there is something to draw."""
+    texts: dict[str, str | None] = {
+        "prompt": asked.prompt,
+        "negative_prompt": asked.negative_prompt,
+    }
+    if asked.reference is not None:
+        texts["reference/prompt"] = asked.reference.prompt
+        texts["reference/negative_prompt"] = asked.reference.negative_prompt
+    for name, text in texts.items():
+        if text is not None and len(text) > model.max_prompt_chars:
+            raise InvalidRequest.at(
+                f"#/{name}",
+                f"{len(text)} characters; model {model.name!r} takes {model.max_prompt_chars}",
+            )
+    if not asked.prompt.strip() and not asked.controls and asked.reference is None:
+        raise InvalidRequest.at(
+            "#/prompt", "empty, and there is no control: say what to draw, or add a control"
+        )
+
+
+def check_size(values: dict[str, int], model: ModelManifest) -> None:
+    """Whether the model draws pictures of this size."""
+    for name, size in values.items():
+        if size % model.size_multiple or not model.min_size <= size <= model.max_size:
+            raise InvalidRequest.at(
+                f"#/{name}",
+                f"{size} px; model {model.name!r} takes multiples of {model.size_multiple} "
+                f"from {model.min_size} to {model.max_size}",
+            )
+
+
+def check_images(asked: schemas.GenerationParameters, model: ModelManifest) -> None:
+    """Whether the model draws so many pictures."""
+    if asked.weight_sweep is not None:
+        count = len(asked.weight_sweep)
+        if count > model.max_images:
+            raise InvalidRequest.at(
+                "#/weight_sweep",
+                f"{count} weights; model {model.name!r} makes {model.max_images} images at a time",
+            )
+        if asked.num_images not in (1, count):
+            raise InvalidRequest.at(
+                "#/num_images", f"the sweep makes {count}, one a weight; leave this out"
+            )
+    if asked.num_images > model.max_images:
+        raise InvalidRequest.at(
+            "#/num_images",
+            f"{asked.num_images} images; model {model.name!r} makes {model.max_images} at a time",
+        )
+
+
+def check_reference(
+    asked: schemas.GenerationParameters, controls: tuple[AskedControl, ...]
+) -> None:
+    """Whether relative controls have a reference, and a reference and a sweep have a use."""
+    relative = [control for control in controls if control.type in RELATIVE]
+    compared = [
+        control
+        for control in relative
+        if not (isinstance(control, schemas.AppearanceControl) and control.towards == "original")
+    ]
+    if compared and asked.reference is None:
+        raise InvalidRequest.at(
+            "#/reference",
+            f"missing; {compared[0].type} compares with one: an upload_id, base64, a generation, "
+            "or prompt and seed",
+        )
+    if asked.reference is not None and not compared and asked.start != "reference":
+        raise InvalidRequest.at(
+            "#/reference", "no control compares with it; add one, or leave the reference out"
+        )
+    if asked.weight_sweep is not None and not relative:
+        raise InvalidRequest.at(
+            "#/weight_sweep", "it scales controls that compare with a reference; there is none"
+        )
+
+
+def check_evolution(asked: schemas.GenerationParameters, num_inference_steps: int) -> None:
+    """Whether the steps to be shown exist."""
+    for index, step in enumerate(asked.output.evolution_steps):
+        if step >= num_inference_steps:
+            raise InvalidRequest.at(
+                f"#/output/evolution_steps/{index}",
+                f"step {step} does not exist: the steps are 0 to {num_inference_steps - 1}",
+            )
+
+
+def check_candidates(
+    asked: schemas.GenerationParameters, has_controls: bool, model: ModelManifest
+) -> None:
+    """Whether so many can be made, and there is something to rank them by."""
+    count = asked.num_candidates
+    if count is None:
+        return
+    if asked.weight_sweep is not None:
+        detail = "a sweep makes one picture a weight, and ranks none; leave this out"
+    elif count < asked.num_images:
+        detail = f"{count} candidates for {asked.num_images} images; give at least as many"
+    elif count > model.max_images:
+        detail = f"{count}; model {model.name!r} makes {model.max_images} at a time"
+    elif count > asked.num_images and not has_controls:
+        detail = "candidates are ranked by their controls, and there are none; add one"
+    else:
+        return
+    raise InvalidRequest.at("#/num_candidates", detail)

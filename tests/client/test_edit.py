@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.edit import points_of, reference_of, weights_of
+from client.errors import BadArgument
+
+
+class Uploads:
+    """The one call that references make."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, str]] = []
+
+    def upload(self, data: bytes, name: str) -> dict[str, Any]:
+        self.sent.append((data, name))
+        return {"id": "upl_1"}
+
+
+def test_references_are_generations_or_files(tmp_path: Path) -> None:
+    client: Any = Uploads()
+    made = "gen_0123456789abcdef01234567"
+    assert reference_of(made, client) == {"generation": made, "index": 0}
+    assert reference_of(f"{made}:3", client) == {"generation": made, "index": 3}
+    (tmp_path / "a b.png").write_bytes(b"png")
+    assert reference_of(str(tmp_path / "a b.png"), client) == {"upload_id": "upl_1"}
+    assert client.sent == [(b"png", "a b.png")]
+    with pytest.raises(BadArgument, match="name an image file or a generation"):
+        reference_of(str(tmp_path / "none.png"), client)
+
+
+def test_points_are_pairs() -> None:
+    assert points_of(["0.3,.4:0.3, 0.2", "120,200:120,96"]) == [
+        {"from": {"x": 0.3, "y": 0.4}, "to": {"x": 0.3, "y": 0.2}},
+        {"from": {"x": 120.0, "y": 200.0}, "to": {"x": 120.0, "y": 96.0}},
+    ]
+    for wrong in ("", "1,2", "1,2:3", "a,b:c,d", "1,2:3,4:5,6", "-1,2:3,4"):
+        with pytest.raises(BadArgument, match=r"write X,Y:X,Y"):
+            points_of([wrong])
+
+
+def test_weights_are_numbers() -> None:
+    assert weights_of("0, 0.5,1") == [0, 0.5, 1]
+    assert weights_of(None) is None
+    with pytest.raises(BadArgument, match="--weights"):
+        weights_of("0;1")

@@ -1,0 +1,179 @@
+"""A request's references: found in the cache, or sampled, inverted and read once.
+
+What decides the numbers makes the key; what changes from edit to edit (points, boxes, weights) does
+not. Heads are no part of it either: a trajectory gathers the readouts of every head that asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from heads_registry.base_model import BaseModel, Pixels
+from heads_registry.targets import fit_image
+from jobs.request import InvertedReference, SampledReference
+from worker.controls import LoadImage
+from worker.models import LoadedHead
+from worker.passes import branches_of
+from worker.plan import SampleItem, SamplingPlan
+from worker.reference import OnPass, Reader, Trajectory, complete, invert, record
+from worker.reference_cache import ReferenceCache, reference_key
+
+INVERTED_GUIDANCE_SCALE = 1.0
+"""Table 1: the reference trajectory of a real image has no classifier-free guidance."""
+POOR_PSNR_DB = 20.0
+"""Below it a reconstruction is visibly another picture, and the result carries a warning."""
+
+
+class InversionFailed(Exception):
+    """A picture cannot be inverted; the message says what may help."""
+
+
+@dataclass
+class References:
+    """Provides the trajectories of one request, and counts what they cost.
+
+    Attributes:
+        model: the base model.
+        plan: of the pictures that will be compared.
+        cache: where trajectories are kept.
+        load_image: fetches a stored image.
+        on_pass: called before each U-Net pass; raise in it to stop.
+        forwards: U-Net passes made so far.
+    """
+
+    model: BaseModel
+    plan: SamplingPlan
+    cache: ReferenceCache
+    load_image: LoadImage
+    on_pass: OnPass
+    forwards: int = 0
+
+    def provide(
+        self,
+        reference: SampledReference | InvertedReference,
+        heads: Iterable[LoadedHead],
+        steps: Iterable[int],
+    ) -> Trajectory:
+        """A trajectory with the readouts of these heads at these steps.
+
+        Raises:
+            InversionFailed: the picture's reconstruction is not finite.
+        """
+        readers = list({head.manifest.sha256: _reader(head) for head in heads}.values())
+        item, plan = self._item(reference)
+        key = reference_key(self._facts(reference, plan))
+        branches = branches_of(self.plan.branch)
+        trajectory = self.cache.get(key)
+        if trajectory is None:
+            if isinstance(reference, InvertedReference):
+                pixels = self._pixels(reference)
+                item = replace(item, start=self._noise(pixels, reference, plan))
+            trajectory = record(
+                self.model, item, plan, readers, steps, branches, on_pass=self._count
+            )
+            if isinstance(reference, InvertedReference):
+                trajectory.psnr_db = self._psnr(trajectory, pixels)
+            self.cache.put(key, trajectory)
+            return trajectory
+        # what a trimmed trajectory lacks stays this job's own; the cache decides what it keeps
+        trajectory = replace(trajectory, readouts=dict(trajectory.readouts))
+        if complete(
+            self.model, trajectory, item, plan, readers, steps, branches, on_pass=self._count
+        ):
+            self.cache.put(key, trajectory)
+        return trajectory
+
+    def _count(self) -> None:
+        self.on_pass()
+        self.forwards += 1
+
+    def _item(
+        self, reference: SampledReference | InvertedReference
+    ) -> tuple[SampleItem, SamplingPlan]:
+        """How the reference is sampled."""
+        inverted = isinstance(reference, InvertedReference)
+        plan = replace(
+            self.plan,
+            guidance_scale=INVERTED_GUIDANCE_SCALE if inverted else reference.guidance_scale,
+            eta=0.0 if inverted else reference.eta,
+            evolution_steps=(),
+        )
+        seed = 0 if inverted else reference.seed
+        return SampleItem(reference.prompt, reference.negative_prompt, seed), plan
+
+    def _facts(
+        self, reference: SampledReference | InvertedReference, plan: SamplingPlan
+    ) -> dict[str, Any]:
+        manifest = self.model.manifest
+        assert manifest is not None
+        asked = reference.model_dump(mode="json", exclude={"origin", "image"})
+        if isinstance(reference, InvertedReference):
+            asked["image"] = reference.image.sha256
+        return {
+            "version": 1,
+            "reference": asked,
+            "size": [plan.height, plan.width],
+            "steps": plan.num_inference_steps,
+            "model": manifest.model_dump(
+                mode="json", include={"family", "source", "revision", "variant", "sha256"}
+            ),
+            "location": manifest.location,
+            "schedule": dict(self.model.ddim_scheduler(plan.num_inference_steps).config),
+            "dtype": str(self.model.dtype),
+            "device": self.model.device.type,
+            "torch": torch.__version__,
+        }
+
+    def _pixels(self, reference: InvertedReference) -> Pixels:
+        """The picture at the request's size, in [-1, 1]."""
+        height, width = self.plan.height, self.plan.width
+        image = fit_image(self.load_image(reference.image), width, height, reference.fit)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        return pixels.float() / 127.5 - 1
+
+    def _noise(
+        self, pixels: Pixels, reference: InvertedReference, plan: SamplingPlan
+    ) -> torch.Tensor:
+        latents = self.model.encode(pixels)
+        states = invert(self.model, latents, reference.prompt, plan, on_pass=self._count)
+        if not torch.isfinite(states[-1]).all():
+            raise InversionFailed(
+                "the reference image cannot be inverted: its noise is not finite; take more "
+                "steps or another image"
+            )
+        return states[-1]
+
+    def _psnr(self, trajectory: Trajectory, pixels: Pixels) -> float:
+        """Of the reconstruction, dB; pictures are in [-1, 1]."""
+        latents = trajectory.latents[-1:].to(self.model.device)
+        error = (self.model.decode(latents).cpu() - pixels).square().mean()
+        psnr_db = float(10 * torch.log10(4 / error.clamp(min=1e-12)))
+        if not np.isfinite(psnr_db):
+            raise InversionFailed(
+                "the reference image cannot be inverted: its reconstruction is not finite; take "
+                "more steps or another image"
+            )
+        return psnr_db
+
+
+def guided_or_last(spans: Sequence[tuple[float, float]], num_steps: int) -> set[int]:
+    """Steps at which some control acts, and the last, at which distances are taken."""
+    steps = {num_steps - 1}
+    for span in spans:
+        start, end = (round(fraction * num_steps) for fraction in span)
+        steps.update(range(start, end))
+    return steps
+
+
+def _reader(head: LoadedHead) -> Reader:
+    manifest = head.manifest
+    return Reader(
+        manifest.sha256, head.network, manifest.feature_taps, manifest.timestep_convention
+    )
