@@ -5,9 +5,9 @@ Coordinates are fractions of the picture: (0, 0) top left, (1, 1) bottom right.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
@@ -145,9 +145,19 @@ class IdentityControl(Frozen):
     span: Span
 
 
+def _type_of(control: Any) -> str:
+    """The tag of a control; one that names none is spatial, as all were once."""
+    if isinstance(control, dict):
+        return str(control.get("type", "spatial"))
+    return str(getattr(control, "type", ""))
+
+
 Control = Annotated[
-    SpatialControl | CorrespondenceControl | AppearanceControl | IdentityControl,
-    Field(discriminator="type"),
+    Annotated[SpatialControl, Tag("spatial")]
+    | Annotated[CorrespondenceControl, Tag("correspondence")]
+    | Annotated[AppearanceControl, Tag("appearance")]
+    | Annotated[IdentityControl, Tag("identity")],
+    Discriminator(_type_of),
 ]
 
 
