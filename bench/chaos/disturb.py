@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,29 +45,21 @@ class Plan:
 
 @dataclass
 class Disturber:
-    """A thread that breaks things until it is told to stop; what it has done is in `done`."""
+    """Breaks things; what it has done is in `done`."""
 
     stack: Stack
     plan: Plan
     done: dict[str, int] = field(default_factory=dict)
     victims: list[tuple[str, int, float]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="disturber")
+    def run(self, over: threading.Event) -> None:
+        """Break things until `over`, then what has not been broken yet.
 
-    def __enter__(self) -> Disturber:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+        To be called in the main thread: the kernel ends a server with the thread that started it.
+        """
         chance = random.Random(self.plan.chance)
         special = [self._restart_gateway, self._restart_valkey, self._storage_away]
-        while not self._stop.wait(chance.uniform(0.5, 1.5) * self.plan.kill_every_s):
+        while not over.wait(chance.uniform(0.5, 1.5) * self.plan.kill_every_s):
             if ready := self._ready():
                 self._kill(chance.choice(ready))
             if special and sum(self.done.values()) >= 2 * (4 - len(special)) - 1:
@@ -127,9 +120,20 @@ def run(directory: Path, plan: Plan) -> dict[str, Any]:
         wait_for_all(stack, quiet, 3600, stack.revive)
         expected = {seed: _hash(stack, job) for seed, job in enumerate(quiet)}
         start = time.monotonic()
-        with Disturber(stack, plan) as disturber:
-            accepted = [submit(client, bodies[n % plan.seeds]) for n in range(plan.jobs)]
-            wait_for_all(stack, accepted, 7200, lambda: None)
+        disturber, over = Disturber(stack, plan), threading.Event()
+
+        def use() -> list[str]:
+            try:
+                jobs = [submit(client, bodies[n % plan.seeds]) for n in range(plan.jobs)]
+                wait_for_all(stack, jobs, 7200, lambda: None)
+                return jobs
+            finally:
+                over.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            used = pool.submit(use)
+            disturber.run(over)
+            accepted = used.result()
         seconds = time.monotonic() - start
         stack.wait_until_ready()
         found = _examine(stack, accepted, expected, plan.seeds) | {
