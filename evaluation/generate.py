@@ -46,11 +46,6 @@ class Condition:
     eta: float = 1.0
     pose_words: bool = False
 
-    def key(self, seeds: Sequence[int], fingerprint: str) -> str:
-        """A short name of the pictures that this condition makes of these scenes."""
-        text = json.dumps([asdict(self), list(seeds), fingerprint])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 
 @dataclass(frozen=True)
 class Scenes:
@@ -106,30 +101,34 @@ class Studio:
 
     def pictures(self, condition: Condition, scenes: Scenes) -> torch.Tensor:
         """(scenes, 3, size, size) in [0, 1]; picture i has noise seed i."""
-        path = self.cache / f"{condition.key(scenes.seeds, self._fingerprint(condition))}.npy"
+        starts = range(0, len(scenes.seeds), BATCH_SIZE)
+        label = f"{condition.signal or 'unguided'} {condition.form or ''} w={condition.weight}"
+        bar = tqdm(starts, desc=label, mininterval=5)
+        return torch.cat([self._batch(condition, scenes, start) for start in bar])
+
+    def _batch(self, condition: Condition, scenes: Scenes, start: int) -> torch.Tensor:
+        """The pictures of a batch of scenes; a part of more scenes finds what the whole made."""
+        rows = range(start, min(start + BATCH_SIZE, len(scenes.seeds)))
+        key = self._key(condition, [scenes.seeds[row] for row in rows], start)
+        path = self.cache / f"{key}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            pictures = self._generate(condition, scenes)
+            pictures = self._generate(condition, scenes, rows)
             np.save(path, (pictures * 255).round().to(torch.uint8).numpy())
         return torch.from_numpy(np.load(path)).float() / 255
 
-    def _generate(self, condition: Condition, scenes: Scenes) -> torch.Tensor:
+    def _generate(self, condition: Condition, scenes: Scenes, rows: range) -> torch.Tensor:
         model = self.models.model(condition.model)
-        plan = self.plan(condition)
-        parts = []
-        label = f"{condition.signal or 'unguided'} {condition.form or ''} w={condition.weight}"
-        for start in tqdm(range(0, len(scenes.seeds), BATCH_SIZE), desc=label, mininterval=5):
-            rows = range(start, min(start + BATCH_SIZE, len(scenes.seeds)))
-            items = [
-                SampleItem(
-                    caption(scenes.renders[row].scene, pose=condition.pose_words),
-                    seed=row,
-                    targets=self._targets(condition, scenes, row),
-                )
-                for row in rows
-            ]
-            parts.append(model.decode(sample(model, items, plan).latents).cpu())
-        return (torch.cat(parts) + 1) / 2
+        items = [
+            SampleItem(
+                caption(scenes.renders[row].scene, pose=condition.pose_words),
+                seed=row,
+                targets=self._targets(condition, scenes, row),
+            )
+            for row in rows
+        ]
+        latents = sample(model, items, self.plan(condition)).latents
+        return (model.decode(latents).cpu() + 1) / 2
 
     def plan(self, condition: Condition) -> SamplingPlan:
         """The model's defaults, changed as the condition says."""
@@ -155,7 +154,6 @@ class Studio:
         model = self.models.model(condition.model)
         manifest = self.models.catalogue.model(condition.model)
         head = self.models.head(condition.model, condition.signal)
-        own, fallback = head.manifest.defaults, manifest.defaults
         _, h, w = model.latent_shape(manifest.height, manifest.width)
         scale = head.manifest.output_scale
         target = image_target(
@@ -164,7 +162,7 @@ class Studio:
             head.manifest.value_range,
             head.manifest.target_resampling,
         )
-        weight = condition.weight if condition.weight is not None else own.weight
+        weight, span = self._strength(condition)
         return (
             ReadoutTarget(
                 head=head.network,
@@ -172,18 +170,33 @@ class Studio:
                 timestep_convention=head.manifest.timestep_convention,
                 target=target,
                 objective=spatial_distance,
-                weight=weight if weight is not None else fallback.weight,
-                span=condition.span or own.span or fallback.span,
+                weight=weight,
+                span=span,
                 update_scale=head.manifest.update_scale or manifest.update_scale,
             ),
         )
 
-    def _fingerprint(self, condition: Condition) -> str:
-        """Changes with the manifests, and so with the weights and the defaults."""
-        catalogue = self.models.catalogue
+    def _strength(self, condition: Condition) -> tuple[float, tuple[float, float]]:
+        """Weight and span: the condition's, or the head's, or the model's."""
+        assert condition.signal is not None
+        manifest = self.models.catalogue.model(condition.model)
+        own = self.models.catalogue.head(manifest, condition.signal).defaults
+        weights = (condition.weight, own.weight, manifest.defaults.weight)
+        return (
+            next(weight for weight in weights if weight is not None),
+            condition.span or own.span or manifest.defaults.span,
+        )
+
+    def _key(self, condition: Condition, seeds: Sequence[int], start: int) -> str:
+        """A short name of pictures: of all that makes them, and of nothing else."""
+        catalogue, plan = self.models.catalogue, self.plan(condition)
         manifest = catalogue.model(condition.model)
-        texts = [manifest.model_dump_json()]
-        if condition.signal is not None:
+        made_of: list[object] = [manifest.sha256, seeds, start, condition.pose_words]
+        if condition.signal is None:  # nothing is guided: how it would be does not matter
+            plan = replace(plan, form="one_pass", branch="unconditional", update_rule="rms")
+        else:
             head = catalogue.head(manifest, condition.signal)
-            texts.append(head.model_dump_json(exclude={"metrics"}))
-        return hashlib.sha256("".join(texts).encode()).hexdigest()
+            scale = head.update_scale or manifest.update_scale
+            made_of += [head.sha256, scale, *self._strength(condition)]
+        text = json.dumps([*made_of, asdict(plan)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
