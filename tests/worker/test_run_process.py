@@ -187,7 +187,7 @@ def test_sigterm_gives_a_long_job_back_in_time_and_it_does_not_count(stack: Stac
 
 def test_a_worker_recycles_itself_between_two_jobs(stack: Stack) -> None:
     records = [stack.records.create(a_request()) for _ in range(3)]
-    with a_worker(stack, RECYCLE_JOBS=2) as worker:
+    with a_worker(stack, RECYCLE_JOBS=2, BATCH_IMAGES=1) as worker:
         for record in records:
             stack.queue.enqueue(record)
         assert worker.process.wait(timeout=30) == 0
