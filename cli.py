@@ -238,7 +238,10 @@ def drag(
         list[str],
         typer.Option(help="X,Y:X,Y from and to, as fractions of the picture; repeatable."),
     ],
-    prompt: Annotated[str, typer.Option(help="What the picture shows.")] = "",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the picture shows.", show_default="the generation's own"),
+    ] = None,
     px: Annotated[bool, typer.Option("--px", help="Points are pixels of the result.")] = False,
     model: ModelOption = None,
     steps: StepsOption = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def reference_of(text: str, client: ReadoutClient) -> dict[str, Any]:
             f"{text}: {error.strerror}; name an image file or a generation's id"
         ) from error
     return {"upload_id": client.upload(data, path.name)["id"]}
+
+
+def prompt_of(reference: Mapping[str, Any], client: ReadoutClient) -> str:
+    """What a generation was told to draw; of an upload nobody knows: nothing."""
+    if "generation" not in reference:
+        return ""
+    prompt: str = client.get(reference["generation"])["request"]["prompt"]
+    return prompt
 
 
 def points_of(texts: list[str]) -> list[dict[str, Any]]:

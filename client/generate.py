@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from client.edit import reference_of
+from client.edit import prompt_of, reference_of
 from client.errors import BadArgument, ClientError
 from client.http import Generation, ReadoutClient
 
@@ -22,7 +22,7 @@ from client.http import Generation, ReadoutClient
 class Job:
     """What to ask for and where to put it."""
 
-    prompt: str
+    prompt: str | None
     url: str
     out: Path
     controls: tuple[str, ...] = ()
@@ -84,9 +84,12 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
             raise BadArgument(f"--keypoints {path}: not JSON: {error}") from error
         controls.append(_control("pose", weight, keypoints=keypoints))
     chosen = {name: value for name, value in job.parameters.items() if value is not None}
+    prompt = job.prompt
     if job.reference is not None:
         chosen["reference"] = reference_of(job.reference, client)
-    return {"prompt": job.prompt, "controls": controls, **chosen}
+        if prompt is None:
+            prompt = prompt_of(chosen["reference"], client)
+    return {"prompt": prompt or "", "controls": controls, **chosen}
 
 
 def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from client.edit import points_of, reference_of, weights_of
+from client.edit import points_of, prompt_of, reference_of, weights_of
 from client.errors import BadArgument
 
 
@@ -47,3 +47,13 @@ def test_weights_are_numbers() -> None:
     assert weights_of(None) is None
     with pytest.raises(BadArgument, match="--weights"):
         weights_of("0;1")
+
+
+def test_an_edit_shows_what_its_generation_showed() -> None:
+    class Service:
+        def get(self, generation_id: str) -> dict[str, Any]:
+            return {"id": generation_id, "request": {"prompt": "a person on sand"}}
+
+    client: Any = Service()
+    assert prompt_of({"generation": "gen_1", "index": 0}, client) == "a person on sand"
+    assert prompt_of({"upload_id": "upl_1"}, client) == ""
