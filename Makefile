@@ -86,7 +86,7 @@ demo-model: setup  ## Train the demo model, its heads and the judge again (hours
 	@$(MAKE) demo-heads
 	@$(PY) -m evaluation.train_judge
 
-demo-heads: setup  ## Train the demo model's six heads again (an hour and a half on two cores)
+demo-heads: setup  ## Train the demo model's six heads again (hours on two cores)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
 		--labels pose depth edge
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
