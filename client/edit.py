@@ -57,6 +57,20 @@ def points_of(texts: list[str]) -> list[dict[str, Any]]:
     return points
 
 
+def animation_of(frames: int | None, media: str | None, fps: float | None) -> dict[str, Any] | None:
+    """The request's `output` of an animated drag; None: it is not animated.
+
+    Raises:
+        BadArgument: format or fps of no animation.
+    """
+    if frames is None:
+        if media is not None or fps is not None:
+            raise BadArgument("--format and --fps are those of an animation: give --animate too")
+        return None
+    chosen = {"frames": frames, "format": media, "fps": fps}
+    return {"animation": {name: value for name, value in chosen.items() if value is not None}}
+
+
 def weights_of(text: str | None) -> list[float] | None:
     """Numbers separated by commas.
 

@@ -34,6 +34,10 @@ class Job:
     api_key: str | None = field(default=None, repr=False)
     reference: str | None = None
     """An image file, or ``gen_…`` or ``gen_…:index``."""
+    init_image: str | None = None
+    """What to start from; said as a reference is."""
+    mask: Path | None = None
+    """An image file: where the init image is repainted."""
 
 
 def generate(job: Job) -> list[Path]:
@@ -84,6 +88,11 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
             raise BadArgument(f"--keypoints {path}: not JSON: {error}") from error
         controls.append(_control("pose", weight, keypoints=keypoints))
     chosen = {name: value for name, value in job.parameters.items() if value is not None}
+    if job.init_image is not None:
+        chosen["init_image"] = reference_of(job.init_image, client)
+    if job.mask is not None:
+        upload = client.upload(_read(job.mask, "--mask"), job.mask.name)
+        chosen["mask"] = {"upload_id": upload["id"]}
     prompt = job.prompt
     if job.reference is not None:
         chosen["reference"] = reference_of(job.reference, client)
@@ -93,7 +102,7 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
 
 
 def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]:
-    """Download all pictures, readouts and the manifest; the paths of the pictures."""
+    """Download all pictures, readouts and the manifest; the paths of pictures and animation."""
     out.mkdir(parents=True, exist_ok=True)
     result = generation["result"]
     for warning in result.get("warnings", ()):
@@ -107,6 +116,10 @@ def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]
         for readout in image["readouts"]:
             name = f"{stem}-readout-{readout['head'].rpartition('/')[2]}{_suffix(readout['url'])}"
             (out / name).write_bytes(client.download(readout["url"]))
+    if animation := result.get("animation"):
+        path = out / f"animation{_suffix(animation['url'])}"
+        path.write_bytes(client.download(animation["url"]))
+        pictures.append(path)
     (out / "manifest.json").write_bytes(client.download(result["manifest_url"]))
     return pictures
 

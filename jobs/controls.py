@@ -191,4 +191,23 @@ class InvertedReference(Frozen):
     origin: Origin | None = None
 
 
+def first_step(strength: float, num_inference_steps: int) -> int:
+    """The first step that is run with an init image, counted as diffusers does; all: none is."""
+    return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
+
+
+class InitImage(Frozen):
+    """A picture that sampling starts from (SDEdit), whole or where a mask is white (inpainting).
+
+    diffusers' image-to-image and four-channel inpainting pipelines: the picture is noised to the
+    timestep of `strength`, and the noisier steps are not run.
+    """
+
+    image: StoredImage
+    fit: Literal["cover", "contain", "stretch"] = "cover"
+    strength: float = Field(gt=0, le=1, allow_inf_nan=False, description="1: from noise, all steps")
+    mask: StoredImage | None = Field(None, description="white is repainted; null: everything")
+    origin: Origin | None = None
+
+
 Reference = Annotated[SampledReference | InvertedReference, Field(discriminator="type")]

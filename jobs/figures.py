@@ -1,8 +1,9 @@
 """What this deployment has measured: seconds and memory of jobs like one that is asked about.
 
-Jobs are alike when they agree in model, size, guidance form and controls (heads and spans); seconds
-are kept per picture and step, and of jobs that were computed alone and warm. The last 50 of each
-kind are kept for a month. What was never measured is not guessed.
+Jobs are alike when they agree in model, size, guidance form, controls (heads and spans) and, to a
+tenth, in the part of the schedule that an init image skips; seconds are kept per picture and step,
+and of jobs that were computed alone and warm. The last 50 of each kind are kept for a month. What
+was never measured is not guessed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Figures:
         """
         seconds = sum(value for stage, value in timings.items() if stage not in NOT_COMPUTING)
         figure = Figure(
-            seconds_per_step=seconds / (request.num_samples * request.num_inference_steps),
+            seconds_per_step=seconds / (request.num_samples * request.num_steps),
             pictures=request.num_samples,
             peak_bytes=peak_bytes,
             device=device,
@@ -96,7 +97,7 @@ class Figures:
         figures = [Figure.model_validate_json(text) for text in cast("list[str]", found)]
         if not figures:
             return Estimate(measured_jobs=0)
-        steps = request.num_samples * request.num_inference_steps
+        steps = request.num_samples * request.num_steps
         seconds = sorted(figure.seconds_per_step * steps for figure in figures)
         margin = len(seconds) // 10
         return Estimate(
@@ -114,6 +115,7 @@ def kind(request: GenerationRequest) -> str:
     shared: dict[str, object] = request.model_dump(
         mode="json", include={"model", "height", "width", "form", "branch"}
     )
+    shared["first"] = round(request.first_step / request.num_inference_steps, 1)
     shared["guidance"] = request.guidance_scale > 1
     shared["controls"] = sorted(f"{one.type} {one.head} {one.span}" for one in request.controls)
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

@@ -18,6 +18,7 @@ from jobs.controls import (
     Fraction,
     Frozen,
     IdentityControl,
+    InitImage,
     InvertedReference,
     Keypoint,
     Pose,
@@ -27,6 +28,7 @@ from jobs.controls import (
     SpatialControl,
     StoredImage,
     Weight,
+    first_step,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Fraction",
     "GenerationRequest",
     "IdentityControl",
+    "InitImage",
     "InvertedReference",
     "Keypoint",
     "OutputOptions",
@@ -91,10 +94,23 @@ class GenerationRequest(Frozen):
     start: Literal["seed", "reference"] = Field(
         "seed", description="whose noise the picture begins with"
     )
+    init_image: InitImage | None = Field(None, description="what is noised to begin with")
     weight_sweep: tuple[Weight, ...] | None = Field(
         None, description="the k-th picture has the first seed and its weights times the k-th"
     )
     output: OutputOptions = OutputOptions()
+
+    @property
+    def first_step(self) -> int:
+        """The first step that is run; steps, spans and noises are counted from the schedule's."""
+        if self.init_image is None:
+            return 0
+        return first_step(self.init_image.strength, self.num_inference_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are run."""
+        return self.num_inference_steps - self.first_step
 
     @property
     def num_samples(self) -> int:

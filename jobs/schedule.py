@@ -39,10 +39,12 @@ def cost(request: GenerationRequest) -> float:
 
     A reference counts as one more picture, although it may be known already.
     """
-    guided = max((control.span[1] - control.span[0] for control in request.controls), default=0.0)
+    steps, first = request.num_inference_steps, request.first_step / request.num_inference_steps
+    spans = [(max(control.span[0], first), control.span[1]) for control in request.controls]
+    guided = steps * max((end - start for start, end in spans if end > start), default=0.0)
     size = request.height * request.width / REFERENCE_PIXELS
-    pictures = request.num_samples * (1 + guided) + (request.reference is not None)
-    return request.num_inference_steps * pictures * size
+    reference = steps if request.reference is not None else 0
+    return (request.num_samples * (request.num_steps + guided) + reference) * size
 
 
 def batch_group(request: GenerationRequest) -> str:
@@ -65,6 +67,7 @@ def batch_group(request: GenerationRequest) -> str:
             "reference",
         },
     )
+    shared["first_step"] = request.first_step
     shared["evolution_steps"] = request.output.evolution_steps
     shared["heads"] = sorted(f"{control.type} {control.head}" for control in request.controls)
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,8 @@ def check_prompts(asked: schemas.GenerationParameters, model: ModelManifest) -> 
                 f"#/{name}",
                 f"{len(text)} characters; model {model.name!r} takes {model.max_prompt_chars}",
             )
-    if not asked.prompt.strip() and not asked.controls and asked.reference is None:
+    has_other = asked.controls or asked.reference or asked.init_image
+    if not asked.prompt.strip() and not has_other:
         raise InvalidRequest.at(
             "#/prompt", "empty, and there is no control: say what to draw, or add a control"
         )
@@ -90,13 +91,13 @@ def check_reference(
         )
 
 
-def check_evolution(asked: schemas.GenerationParameters, num_inference_steps: int) -> None:
-    """Whether the steps to be shown exist."""
+def check_evolution(asked: schemas.GenerationParameters, steps: range) -> None:
+    """Whether the steps to be shown are run."""
     for index, step in enumerate(asked.output.evolution_steps):
-        if step >= num_inference_steps:
+        if step not in steps:
             raise InvalidRequest.at(
                 f"#/output/evolution_steps/{index}",
-                f"step {step} does not exist: the steps are 0 to {num_inference_steps - 1}",
+                f"step {step} is not run: the steps are {steps.start} to {steps.stop - 1}",
             )
 
 

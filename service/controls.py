@@ -172,6 +172,29 @@ _SOURCES = ("upload_id", "base64", "generation", "seed")
 _ONE_SOURCE: list[Any] = [{"required": [source]} for source in (*_SOURCES[:3], "seed")]
 
 
+class InitImage(Strict):
+    """A picture to start from: an image or an earlier generation."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_SOURCE[:3]})
+    upload_id: str | None = Field(None, max_length=64, description="`id` of POST /v1/uploads")
+    base64: str | None = Field(None, description="an image file; becomes an upload")
+    generation: str | None = Field(
+        None, max_length=64, description="`id` of a generation that has succeeded"
+    )
+    index: int = Field(0, ge=0, le=63, description="which picture of that generation")
+    fit: Fit = Field(
+        "cover", description="how an image of another aspect ratio is fitted to the picture"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum(getattr(self, name) is not None for name in _SOURCES[:3]) != 1:
+            raise ValueError("give exactly one of upload_id, base64 and generation")
+        if self.generation is None and self.index:
+            raise ValueError("index goes with a generation alone")
+        return self
+
+
 class Reference(Strict):
     """What relative controls compare with: an image, an earlier generation, or prompt and seed."""
 

@@ -13,13 +13,16 @@ from jobs.request import (
 )
 from service import schemas
 from service.geometry import echo_drags, echo_pairs, echo_region
+from service.init_image import echo_init_image
 from service.keypoints import OpenPoseKeypoints
 from service.references import echo_reference
 
 
 def echo(request: GenerationRequest) -> schemas.GenerationParameters:
     """The request as a client would have to send it to get exactly this."""
-    fields = request.model_dump(exclude={"controls", "output", "reference"})
+    fields = request.model_dump(exclude={"controls", "output", "reference", "init_image"})
+    if request.init_image is not None:
+        fields |= echo_init_image(request.init_image)
     return schemas.GenerationParameters(
         controls=tuple(_control(control) for control in request.controls),
         output=schemas.OutputOptions(**request.output.model_dump()),

@@ -11,6 +11,7 @@ from jobs.controls import Origin
 from jobs.errors import JobNotFound
 from jobs.record import JobRecord
 from jobs.request import InvertedReference, Reference, SampledReference, StoredImage
+from jobs.result import StoredResult
 from service import schemas
 from service.errors import UnusableReference
 
@@ -97,31 +98,22 @@ def _of_generation(
             )
     assert asked.generation is not None
     origin = Origin(generation=asked.generation, index=asked.index)
-    record = _record(origin, find_record)
+    record = _record(origin, "#/reference", find_record)
     request = record.request
     _check_same(record, known)
     defaults = {"num_inference_steps": request.num_inference_steps}
-    assert record.result is not None
-    stored = record.result.images[asked.index]
     if not request.controls and request.start == "seed":
         reference = SampledReference(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            seed=stored.seed,
+            seed=_stored(record, origin).seed,
             guidance_scale=request.guidance_scale,
             eta=request.eta,
             origin=origin,
         )
         return reference, defaults | {"guidance_scale": request.guidance_scale}
-    image = StoredImage(
-        upload_id=asked.generation,
-        key=stored.key,
-        sha256=stored.sha256,
-        width=stored.width,
-        height=stored.height,
-    )
     inverted = InvertedReference(
-        image=image,
+        image=_image(record, origin),
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         origin=origin,
@@ -129,8 +121,42 @@ def _of_generation(
     return inverted, {}
 
 
-def _record(origin: Origin, find_record: FindRecord) -> JobRecord:
-    pointer = "#/reference/generation"
+def find_picture(
+    generation: str, index: int, where: str, find_record: FindRecord
+) -> tuple[Origin, StoredImage]:
+    """A picture of an earlier generation, of whatever model and size.
+
+    Args:
+        generation: its id.
+        index: which of its pictures.
+        where: pointer of the field that names it.
+        find_record: finds it.
+
+    Raises:
+        UnusableReference: the generation is not there, not done, or has no such picture.
+    """
+    origin = Origin(generation=generation, index=index)
+    return origin, _image(_record(origin, where, find_record), origin)
+
+
+def _image(record: JobRecord, origin: Origin) -> StoredImage:
+    stored = _stored(record, origin)
+    return StoredImage(
+        upload_id=origin.generation,
+        key=stored.key,
+        sha256=stored.sha256,
+        width=stored.width,
+        height=stored.height,
+    )
+
+
+def _stored(record: JobRecord, origin: Origin) -> StoredResult:
+    assert record.result is not None
+    return record.result.images[origin.index]
+
+
+def _record(origin: Origin, where: str, find_record: FindRecord) -> JobRecord:
+    pointer = f"{where}/generation"
     try:
         record = find_record(origin.generation)
     except JobNotFound as error:
@@ -138,12 +164,10 @@ def _record(origin: Origin, find_record: FindRecord) -> JobRecord:
             pointer, "no generation has this id, or it has expired; upload its picture instead"
         ) from error
     if record.result is None:
-        raise UnusableReference.at(
-            pointer, f"it is {record.state}; a reference must have succeeded"
-        )
+        raise UnusableReference.at(pointer, f"it is {record.state}; it must have succeeded")
     if origin.index >= len(record.result.images):
         raise UnusableReference.at(
-            "#/reference/index", f"it has {len(record.result.images)} pictures, counted from 0"
+            f"{where}/index", f"it has {len(record.result.images)} pictures, counted from 0"
         )
     return record
 

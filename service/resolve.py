@@ -14,6 +14,7 @@ from heads_registry.manifest import (
     UnknownHead,
     UnknownModel,
 )
+from jobs.controls import first_step
 from jobs.request import (
     MAX_SEED,
     AppearanceControl,
@@ -44,6 +45,7 @@ from service.errors import (
     UnknownModelName,
 )
 from service.geometry import Picture
+from service.init_image import check_init_image, take_init_image
 from service.references import FindRecord, Known, TakeImage, resolve_reference
 from service.tasks import (
     REAL_DRAG_GUIDANCE_SCALE,
@@ -103,12 +105,16 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
     check_reference(asked, controls)
     reference, start, defaults = _reference(asked, task, model, size, doors)
     values = _values(asked, task, model, defaults) | size
-    check_evolution(asked, values["num_inference_steps"])
-    draft = _Draft(asked, task, model, Picture(**size, in_pixels=asked.unit == "px"), values)
+    steps, strength = _steps(asked, start, values["num_inference_steps"])
+    check_evolution(asked, steps)
+    draft = _Draft(asked, task, model, Picture(**size, in_pixels=asked.unit == "px"), values, steps)
     resolved = [
         draft.control(control, index, head, doors.take_image)
         for index, (control, head) in enumerate(zip(controls, heads, strict=True))
     ]
+    init_image = None
+    if strength is not None:
+        init_image = take_init_image(asked, strength, doors.take_image, doors.find_record)
     return GenerationRequest(
         task=task,
         model=model.name,
@@ -120,6 +126,7 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         controls=tuple(resolved),
         reference=reference,
         start=start,
+        init_image=init_image,
         weight_sweep=asked.weight_sweep,
         output=OutputOptions(
             **asked.output.model_dump(exclude={"evolution_steps"}),
@@ -133,6 +140,15 @@ def guided_steps(span: tuple[float, float], num_inference_steps: int) -> range:
     """The steps that a span means; its ends are rounded, as in the sampler (REFERENCE 4.11)."""
     start, end = (round(fraction * num_inference_steps) for fraction in span)
     return range(start, end)
+
+
+def _steps(
+    asked: schemas.GenerationParameters, start: str, num_inference_steps: int
+) -> tuple[range, float | None]:
+    """The steps that are run, and the strength of the init image."""
+    strength = check_init_image(asked, start, num_inference_steps)
+    first = 0 if strength is None else first_step(strength, num_inference_steps)
+    return range(first, num_inference_steps), strength
 
 
 def _or(*candidates: Any) -> Any:
@@ -259,6 +275,7 @@ class _Draft:
     model: ModelManifest
     picture: Picture
     values: dict[str, Any]
+    steps: range
 
     def control(
         self, control: AskedControl, index: int, head: HeadManifest, take_image: TakeImage
@@ -311,11 +328,18 @@ class _Draft:
 
     def _span(self, control: AskedControl, pointer: str, head: HeadManifest) -> tuple[float, float]:
         span: tuple[float, float] = self._default("span", control, head)
-        steps = self.values["num_inference_steps"]
-        if not guided_steps(span, steps):
+        guided = guided_steps(span, self.steps.stop)
+        if not guided:
             raise InvalidRequest.at(
                 f"{pointer}/span",
-                f"{list(span)} contains none of the {steps} steps, so the control "
+                f"{list(span)} contains none of the {self.steps.stop} steps, so the control "
                 "would do nothing; widen it or take more steps",
+            )
+        if guided.stop <= self.steps.start:
+            raise InvalidRequest.at(
+                f"{pointer}/span",
+                f"{list(span)} ends before step {self.steps.start} of {self.steps.stop}, the first "
+                "that is run at this strength, so the control would do nothing; end it later, such "
+                "as at 1, or raise the strength",
             )
         return span

@@ -17,6 +17,7 @@ from service.controls import (
     Fraction,
     IdentityControl,
     ImageSource,
+    InitImage,
     Reference,
     Region,
     SpatialControl,
@@ -35,6 +36,7 @@ __all__ = [
     "GenerationParameters",
     "IdentityControl",
     "ImageSource",
+    "InitImage",
     "OutputOptions",
     "Reference",
     "Region",
@@ -144,6 +146,21 @@ class GenerationParameters(Strict):
     )
     start: Literal["seed", "reference"] | None = Field(
         None, description="whose noise the picture begins with; null: the reference's for `drag`"
+    )
+    init_image: InitImage | None = Field(
+        None, description="image to image: what is noised to begin with, in the place of noise"
+    )
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of `init_image`: the part of the steps that is run, the last ones; 1 keeps "
+        "least; null: 0.8, or 1 with a mask",
+    )
+    mask: ImageSource | None = Field(
+        None,
+        description="of `init_image`, of its size: white is repainted, black keeps its pixels, "
+        "grey mixes both; null: everything is repainted",
     )
     points: Drags | None = Field(None, description="`drag`: a correspondence control of these")
     boxes: BoxPairs | None = Field(None, description="`identity`: faces to compare")

@@ -28,6 +28,7 @@ from worker.controls import InvalidControl, LoadImage
 from worker.execute import Execution, Thrift, execute, execute_together
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
+from worker.init_image import InvalidMask
 from worker.models import ModelCache, resolve_device, resolve_dtype
 from worker.reference_cache import ReferenceCache
 from worker.references import InversionFailed
@@ -48,6 +49,7 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
         "{error}; lower the weights of the controls or the guidance scale",
     ),
     (InvalidControl, FailureCode.INVALID_TARGET, "{error}"),
+    (InvalidMask, FailureCode.INVALID_TARGET, "{error}"),
     (InversionFailed, FailureCode.INVALID_TARGET, "{error}"),
     (
         OutOfMemory,

@@ -115,7 +115,8 @@ def execute_together(
     Raises:
         RegistryError: a model or a head is not there or does not fit.
         Diverged: latents are no longer finite; names the picture among all of them.
-        InvalidControl, InversionFailed: a control or the reference cannot be used.
+        InvalidControl, InversionFailed, InvalidMask: a control, the reference or the mask cannot
+            be used.
     """
     clock = _Clock()
     model = models.model(requests[0].model)
@@ -205,8 +206,9 @@ def _pictures(
 def _execution(
     prepared: Prepared, pictures: list[_Picture], model: BaseModel, laps: dict[str, float]
 ) -> Execution:
+    begun = prepared.beginning
     return Execution(
-        images=[picture.image for picture in pictures],
+        images=[begun.finished(one.image) if begun else one.image for one in pictures],
         seeds=[item.seed for item in prepared.items],
         distances=[picture.distances for picture in pictures],
         readouts=[picture.readouts for picture in pictures],
@@ -239,6 +241,7 @@ def shared_plan(request: GenerationRequest) -> SamplingPlan:
         branch=request.branch,
         update_rule=request.update_rule,
         evolution_steps=request.output.evolution_steps,
+        first_step=request.first_step,
     )
 
 

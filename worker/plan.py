@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from heads_registry.base_model import Latents
@@ -38,6 +38,10 @@ class SampleItem:
         targets: its controls.
         start: (channels, h, w) the first latents, such as those of a reference.
         variance_noise: (steps, channels, h, w) DDIM's noise for eta > 0.
+        init: (channels, h, w) clean latents of the picture that the item starts from, noised to
+            the plan's first step; None: it starts from noise alone.
+        repaint: (1, h, w) where that picture is repainted; elsewhere its latents come back after
+            every step. None: everywhere.
         twin: (steps + 1, channels, h, w) the latents of its reference, which the rule ``adamw``
             counts into the range of the item's own (REFERENCE 2.5).
     """
@@ -48,6 +52,8 @@ class SampleItem:
     targets: tuple[ReadoutTarget, ...] = ()
     start: Float[Tensor, "channels h w"] | None = None
     variance_noise: Float[Tensor, "steps channels h w"] | None = None
+    init: Float[Tensor, "channels h w"] | None = None
+    repaint: Bool[Tensor, "1 h w"] | None = None
     twin: Float[Tensor, "states channels h w"] | None = None
 
 
@@ -59,6 +65,8 @@ class SamplingPlan:
     docs/adr/0006-reference-compatible-mode.md.
 
     Attributes:
+        first_step: the first step that is run, with an init image; steps, spans and noises are
+            counted from the schedule's first in any case.
         rate: of ``adamw`` alone: the change of a latent in one update, rg_weight of its config.
         recurrent_steps: updates at each guided timestep of the form ``two_pass``.
     """
@@ -72,12 +80,13 @@ class SamplingPlan:
     branch: Branch = "unconditional"
     update_rule: UpdateRule = "elementwise"
     evolution_steps: tuple[int, ...] = ()
+    first_step: int = 0
     rate: float = 0.02
     recurrent_steps: int = 1
 
     def __len__(self) -> int:
-        """Steps."""
-        return self.num_inference_steps
+        """Steps that are run."""
+        return self.num_inference_steps - self.first_step
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from heads_registry.base_model import BaseModel
 from jobs.request import AppearanceControl, GenerationRequest, SampledReference, SpatialControl
 from worker.controls import Canvas, LoadImage, RelativeControl
 from worker.guidance import ReadoutTarget
+from worker.init_image import Beginning, beginning
 from worker.models import LoadedHead
 from worker.reference import Trajectory, TrajectoryReadouts
 from worker.references import POOR_PSNR_DB, References, guided_or_last
@@ -24,6 +25,7 @@ class Prepared:
         heads: of its controls.
         references: what provided its trajectories.
         reference: the trajectory of its reference.
+        beginning: its init image.
         items: one a picture.
     """
 
@@ -47,6 +49,7 @@ class Prepared:
             else canvas.relative(head, control, unread)
             for control, head in pairs
         ]
+        self.beginning: Beginning | None = beginning(request, model, load_image)
         if request.reference is not None:
             compared = [(c, h) for c, h in pairs if _compares_with(c, "reference")]
             self.reference = references.provide(
@@ -92,6 +95,8 @@ class Prepared:
                     seed,
                     targets,
                     start=start,
+                    init=self.beginning.latents if self.beginning else None,
+                    repaint=self.beginning.repaint if self.beginning else None,
                     twin=twin,
                 )
             )
@@ -117,7 +122,7 @@ class Prepared:
         return targets
 
     def _original(self, seed: int) -> Trajectory:
-        """The picture's own trajectory without guidance, section 9.1."""
+        """The picture's own trajectory without guidance, section 9.1, from the same start."""
         request = self.request
         reference = SampledReference(
             prompt=request.prompt,
@@ -129,11 +134,13 @@ class Prepared:
         pairs = zip(request.controls, self.heads, strict=True)
         compared = [(c, h) for c, h in pairs if _compares_with(c, "original")]
         steps = self._steps([control for control, _ in compared])
-        return self.references.provide(reference, [head for _, head in compared], steps)
+        heads = [head for _, head in compared]
+        return self.references.provide(reference, heads, steps, self.beginning)
 
     def _steps(self, controls: list[RelativeControl | SpatialControl]) -> set[int]:
         spans = [control.span for control in controls]
-        return guided_or_last(spans, self.request.num_inference_steps)
+        request = self.request
+        return guided_or_last(spans, request.num_inference_steps, request.first_step)
 
 
 def _compares_with(control: RelativeControl | SpatialControl, which: str) -> bool:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from jobs.request import Control, GenerationRequest, OutputOptions, Reference, SpatialControl
+from jobs.request import (
+    Control,
+    GenerationRequest,
+    InitImage,
+    OutputOptions,
+    Reference,
+    SpatialControl,
+)
 from jobs.result import (
     ControlDistance,
     ResultManifest,
@@ -87,20 +94,26 @@ def embedded_parameters(
     """What a PNG says of its own making: no object keys, no URLs, nothing of who asked."""
     parameters = request.model_dump(
         mode="json",
-        exclude={"num_images", "num_candidates", "keep", "controls", "output", "reference"},
+        exclude={
+            *("num_images", "num_candidates", "keep", "controls", "output", "reference"),
+            "init_image",
+        },
     )
     controls = [_without_keys(control) for control in request.controls]
     if request.reference is not None:
         parameters["reference"] = _without_keys(request.reference)
+    if request.init_image is not None:
+        parameters["init_image"] = _without_keys(request.init_image)
     return parameters | {"seed": seed, "controls": controls, "versions": versions}
 
 
-def _without_keys(part: Control | Reference) -> dict[str, Any]:
-    """A control or reference with the hash of its image in the place of where it is stored."""
-    fields = part.model_dump(mode="json", exclude={"image", "origin"}, exclude_none=True)
-    image = getattr(part, "image", None)
-    if image is not None:
-        fields["image_sha256"] = image.sha256
+def _without_keys(part: Control | Reference | InitImage) -> dict[str, Any]:
+    """A part of a request with the hashes of its images in the place of where they are stored."""
+    fields = part.model_dump(mode="json", exclude={"image", "mask", "origin"}, exclude_none=True)
+    for name in ("image", "mask"):
+        image = getattr(part, name, None)
+        if image is not None:
+            fields[f"{name}_sha256"] = image.sha256
     return fields
 
 

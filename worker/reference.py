@@ -50,7 +50,8 @@ class Trajectory:
     """One sampled reference, on the CPU.
 
     Attributes:
-        latents: (steps + 1, channels, h, w); [i] enters step i, the last is the clean one.
+        latents: (steps + 1, channels, h, w); [i] enters step i, the last is the clean one. Before
+            the plan's first step all are the first one.
         readouts: what the heads say before a step, (channels, height, width).
         psnr_db: of the last latents' picture against the one that was inverted; None: sampled.
     """
@@ -114,8 +115,9 @@ def record(
     taps = tuple(dict.fromkeys(tap for reader in readers for tap in reader.taps))
     run = Run(model, [item], plan, taps)
     wanted = set(steps)
-    states, trajectory = [run.latents[0].cpu()], Trajectory(torch.empty(0))
-    for step_index in range(len(run.schedule)):
+    states = [run.latents[0].cpu()] * (run.steps.start + 1)
+    trajectory = Trajectory(torch.empty(0))
+    for step_index in run.steps:
         on_pass()
         passes = Passes(branches if readers and step_index in wanted else ())
         noise_pred = run.noise_pred(step_index, passes)

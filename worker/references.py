@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from heads_registry.base_model import BaseModel, Pixels
-from heads_registry.targets import fit_image
 from jobs.request import InvertedReference, SampledReference
 from worker.controls import LoadImage
+from worker.init_image import Beginning, picture_of, pixels_of
 from worker.models import LoadedHead
 from worker.passes import branches_of
 from worker.plan import SampleItem, SamplingPlan
@@ -59,15 +58,22 @@ class References:
         reference: SampledReference | InvertedReference,
         heads: Iterable[LoadedHead],
         steps: Iterable[int],
+        beginning: Beginning | None = None,
     ) -> Trajectory:
         """A trajectory with the readouts of these heads at these steps.
+
+        Args:
+            reference: what is sampled.
+            heads: that read it.
+            steps: at which they do.
+            beginning: what it starts from in the place of its noise alone.
 
         Raises:
             InversionFailed: the picture's reconstruction is not finite.
         """
         readers = list({head.manifest.sha256: _reader(head) for head in heads}.values())
-        item, plan = self._item(reference)
-        key = reference_key(self._facts(reference, plan))
+        item, plan = self._item(reference, beginning)
+        key = reference_key(self._facts(reference, plan, beginning))
         branches = branches_of(self.plan.branch)
         trajectory = self.cache.get(key)
         if trajectory is None:
@@ -94,7 +100,7 @@ class References:
         self.forwards += 1
 
     def _item(
-        self, reference: SampledReference | InvertedReference
+        self, reference: SampledReference | InvertedReference, beginning: Beginning | None
     ) -> tuple[SampleItem, SamplingPlan]:
         """How the reference is sampled."""
         inverted = isinstance(reference, InvertedReference)
@@ -103,18 +109,27 @@ class References:
             guidance_scale=INVERTED_GUIDANCE_SCALE if inverted else reference.guidance_scale,
             eta=0.0 if inverted else reference.eta,
             evolution_steps=(),
+            first_step=self.plan.first_step if beginning else 0,
         )
         seed = 0 if inverted else reference.seed
-        return SampleItem(reference.prompt, reference.negative_prompt, seed), plan
+        item = SampleItem(reference.prompt, reference.negative_prompt, seed)
+        if beginning is not None:
+            item = replace(item, init=beginning.latents, repaint=beginning.repaint)
+        return item, plan
 
     def _facts(
-        self, reference: SampledReference | InvertedReference, plan: SamplingPlan
+        self,
+        reference: SampledReference | InvertedReference,
+        plan: SamplingPlan,
+        beginning: Beginning | None,
     ) -> dict[str, Any]:
         manifest = self.model.manifest
         assert manifest is not None
         asked = reference.model_dump(mode="json", exclude={"origin", "image"})
         if isinstance(reference, InvertedReference):
             asked["image"] = reference.image.sha256
+        if beginning is not None:
+            asked["init_image"] = beginning.facts
         return {
             "version": 1,
             "reference": asked,
@@ -132,11 +147,8 @@ class References:
 
     def _pixels(self, reference: InvertedReference) -> Pixels:
         """The picture at the request's size, in [-1, 1]."""
-        height, width = self.plan.height, self.plan.width
-        image = fit_image(self.load_image(reference.image), width, height, reference.fit)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        return pixels.float() / 127.5 - 1
+        size = (self.plan.width, self.plan.height)
+        return pixels_of(picture_of(self.load_image(reference.image), size, reference.fit))
 
     def _noise(
         self, pixels: Pixels, reference: InvertedReference, plan: SamplingPlan
@@ -163,12 +175,14 @@ class References:
         return psnr_db
 
 
-def guided_or_last(spans: Sequence[tuple[float, float]], num_steps: int) -> set[int]:
+def guided_or_last(
+    spans: Sequence[tuple[float, float]], num_steps: int, first_step: int = 0
+) -> set[int]:
     """Steps at which some control acts, and the last, at which distances are taken."""
     steps = {num_steps - 1}
     for span in spans:
         start, end = (round(fraction * num_steps) for fraction in span)
-        steps.update(range(start, end))
+        steps.update(range(max(start, first_step), end))
     return steps
 
 

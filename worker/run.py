@@ -288,7 +288,7 @@ class Runner:
         request = record.request
         if execution is None:
             execution = self.engine.execute(request, self._image_loader(lease), lease.on_step)
-        lease.report_stage("storing", request.num_inference_steps)
+        lease.report_stage("storing", request.num_steps)
         start = time.perf_counter()
         execution = keep_best(request, execution)
         publication = Publication(lease.job_id, lease.attempt, request, execution)
@@ -372,7 +372,7 @@ def _facts(record: JobRecord) -> dict[str, Any]:
         "task": request.task,
         "model": request.model,
         "heads": [control.head for control in request.controls],
-        "steps": request.num_inference_steps,
+        "steps": request.num_steps,
         "num_images": request.num_images,
         "size": [request.width, request.height],
         "queue_wait_s": waited_s,

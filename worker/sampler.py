@@ -42,6 +42,7 @@ from worker.plan import (
     initial_noise,
 )
 from worker.schedule import DDIMSchedule
+from worker.start import Start
 
 __all__ = [
     "Branch",
@@ -103,7 +104,9 @@ class Run:
         self.schedule = DDIMSchedule(
             model.ddim_scheduler(plan.num_inference_steps), plan.eta, model.device
         )
-        self.latents, self.noises = self._noise()
+        self.steps = range(plan.first_step, len(self.schedule))
+        self.start, self.noises = self._noise()
+        self.latents = self.start.latents
         self.size = (self.latents.shape[2], self.latents.shape[3])
         self.conditioning = self._encode_prompts()
         self.taps = tuple(
@@ -117,7 +120,7 @@ class Run:
         self.groups: dict[tuple[tuple[int, int], ...], list[ControlGroup]] = {}
         self.diverged_at = torch.full((len(items),), -1, device=model.device)
 
-    def _noise(self) -> tuple[Latents, list[Float[Tensor, "batch channels h w"]]]:
+    def _noise(self) -> tuple[Start, list[Float[Tensor, "batch channels h w"]]]:
         """The first latents and each step's variance noise: drawn, unless an item has its own."""
         shape = self.model.latent_shape(self.plan.height, self.plan.width)
         seeds = [item.seed for item in self.items]
@@ -127,12 +130,10 @@ class Run:
         latents = latents.to(self.model.device, self.model.latent_dtype)
         noises = [noise.to(latents) for noise in noises]
         for row, item in enumerate(self.items):
-            if item.start is not None:
-                latents[row] = item.start.to(latents)
             if item.variance_noise is not None:
                 for noise, own in zip(noises, item.variance_noise, strict=False):
                     noise[row] = own.to(noise)
-        return latents, noises
+        return Start(self.items, latents, self.schedule, self.plan.first_step), noises
 
     def _encode_prompts(self) -> dict[Branch, Conditioning]:
         """Conditioning of both branches; each different text is encoded once."""
@@ -147,11 +148,10 @@ class Run:
 
     def run(self, on_step: OnStep) -> Samples:
         """All steps, then the results."""
-        num_steps = len(self.schedule)
         snapshots = []
-        for step_index in range(num_steps):
-            on_step(step_index, num_steps)
-            observe = step_index in self.plan.evolution_steps or step_index == num_steps - 1
+        for step_index in self.steps:
+            on_step(step_index - self.steps.start, len(self.steps))
+            observe = step_index in self.plan.evolution_steps or step_index == self.steps[-1]
             snapshots.append(self._step(step_index, observe))
         self._raise_if_diverged()
         last = snapshots[-1]
@@ -169,9 +169,7 @@ class Run:
         update = self.guide(step_index, passes)
         noise_pred = self.noise_pred(step_index, passes)
         snapshot = self._observe(step_index, noise_pred, passes) if observe else None
-        self.advance(step_index, noise_pred)
-        if update is not None:
-            self.latents = self.latents - update
+        self.advance(step_index, noise_pred, update)
         broken = ~torch.isfinite(self.latents).flatten(1).all(dim=1)
         fresh = broken & (self.diverged_at < 0)
         self.diverged_at = self.diverged_at.masked_fill(fresh, step_index)
@@ -203,10 +201,13 @@ class Run:
             passes.forget()
         return None
 
-    def advance(self, step_index: int, noise_pred: Latents) -> None:
-        """DDIM's step, section 3.1."""
+    def advance(self, step_index: int, noise_pred: Latents, update: Latents | None = None) -> None:
+        """DDIM's step, section 3.1; less one_pass' u(x); what is not repainted stays."""
         noise = self.noises[step_index] if self.schedule.is_stochastic else None
-        self.latents = self.schedule.step(self.latents, noise_pred, step_index, noise)
+        latents = self.schedule.step(self.latents, noise_pred, step_index, noise)
+        if update is not None:
+            latents = latents - update
+        self.latents = self.start.keep(latents, step_index)
 
     def _readout_update(
         self, step_index: int, controls: list[Control], passes: Passes, optimizer: AdamW
@@ -220,10 +221,10 @@ class Run:
             alpha = self.schedule.alpha[step_index]
             change = readout_update(gradient, mixture.magnitude, mixture.step, rule, alpha)
         if len(active) == len(self.items):
-            return change
+            return self.start.within(change)
         update = torch.zeros_like(self.latents)
         update[active] = change
-        return update
+        return self.start.within(update)
 
     def readout_gradient(
         self, step_index: int, controls: list[Control], passes: Passes

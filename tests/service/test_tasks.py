@@ -331,7 +331,7 @@ def test_generations_that_cannot_be_references(client: httpx.Client, records: Re
     queued = create(client, {"model": "whole", "prompt": "a"})
     assert refused(reference={"generation": queued["id"]}) == (
         where,
-        "reference/generation: it is queued; a reference must have succeeded",
+        "reference/generation: it is queued; it must have succeeded",
     )
     failed = create(client, {"model": "whole", "prompt": "a"})
     attempt = records.start(failed["id"], "worker")

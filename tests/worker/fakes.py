@@ -68,9 +68,9 @@ class FakeEngine:
         for control in request.controls:
             assert control.image is not None
             load_image(control.image)
-        for step_index in range(request.num_inference_steps):
+        for step_index in range(request.num_steps):
             self.before_step(step_index)
-            on_step(step_index, request.num_inference_steps)
+            on_step(step_index, request.num_steps)
             time.sleep(self.step_s)
         size = (request.width, request.height)
         seeds = [request.seed + index for index in range(request.num_samples)]

@@ -1,0 +1,67 @@
+"""What a batch begins with: noise, or pictures noised to a step; and what inpainting keeps of them.
+
+The start and the replacement are those of diffusers' image-to-image and inpainting pipelines for
+U-Nets of four channels (SDEdit, Meng et al. 2022; the replacement, Lugmayr et al. 2022, eq. 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from heads_registry.base_model import Latents
+from worker.plan import SampleItem
+from worker.schedule import DDIMSchedule
+
+
+class Start:
+    """The first latents of a batch.
+
+    Args:
+        items: pictures to make.
+        noise: (items, channels, h, w), drawn.
+        schedule: the whole one.
+        first_step: the first of its steps that is run.
+    """
+
+    def __init__(
+        self, items: Sequence[SampleItem], noise: Latents, schedule: DDIMSchedule, first_step: int
+    ) -> None:
+        self._noise, self._schedule = noise, schedule
+        self._clean = torch.zeros_like(noise)
+        self._repaint: Bool[Tensor, "items 1 h w"] | None = None
+        self.latents = noise.clone()
+        masked = any(item.repaint is not None for item in items)
+        if masked:
+            shape = (len(items), 1, *noise.shape[2:])
+            self._repaint = torch.ones(shape, dtype=torch.bool, device=noise.device)
+        for row, item in enumerate(items):
+            if item.start is not None:
+                self.latents[row] = item.start.to(noise)
+            if item.init is None:
+                continue
+            self._clean[row] = item.init.to(noise)
+            if item.repaint is not None and self._repaint is not None:
+                self._repaint[row] = item.repaint.to(noise.device)
+            if item.repaint is None or first_step > 0:
+                self.latents[row] = self._noised(first_step)[row]
+
+    def _noised(self, step_index: int) -> Latents:
+        """The clean latents at the noise level that enters a step: √ᾱ x₀ + √(1-ᾱ) z."""
+        alpha = self._schedule.alpha[step_index]
+        return alpha.sqrt() * self._clean + (1 - alpha).sqrt() * self._noise
+
+    def keep(self, latents: Latents, step_index: int) -> Latents:
+        """Latents that step `step_index` led to, outside each mask those of the noised picture."""
+        if self._repaint is None:
+            return latents
+        is_last = step_index + 1 == len(self._schedule)
+        kept = self._clean if is_last else self._noised(step_index + 1)
+        return torch.where(self._repaint, latents, kept)
+
+    def within(self, update: Latents) -> Latents:
+        """An update of the latents that moves nothing outside the masks."""
+        return update if self._repaint is None else update * self._repaint
