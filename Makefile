@@ -15,7 +15,7 @@ export PIP_TORCH_ARGS
 VENV := .venv
 GATEWAY_VENV := .venv-gateway
 PY := $(VENV)/bin/python
-EXTRAS := gateway,worker,local,world,train,dev
+EXTRAS := gateway,worker,local,world,train,video,dev
 # What an environment was made for: another place means a new one, other pins an update.
 SIGNATURE = { pwd; cat pyproject.toml constraints.txt docker/install.sh | cksum; }
 

@@ -33,6 +33,7 @@ from jobs.controls import (
 
 __all__ = [
     "MAX_SEED",
+    "Animation",
     "AppearanceControl",
     "Control",
     "CorrespondenceControl",
@@ -55,6 +56,23 @@ __all__ = [
 Task = Literal["text_to_image", "spatial", "drag", "appearance", "identity"]
 
 
+class Animation(Frozen):
+    """A drag on its way: frame k of n has its points moved by k / (n - 1); all have one noise.
+
+    The linspace of the paper's supplement. The first frame moves nothing; a pair of points acts
+    from the frame on in which it has left its cell of the latents.
+    """
+
+    frames: int = Field(ge=2, le=64)
+    format: Literal["webp", "gif", "mp4"] = "webp"
+    fps: float = Field(8.0, ge=1, le=50, allow_inf_nan=False)
+    keep_frames: bool = Field(True, description="frames as images too; else the last one alone")
+
+    def way(self, index: int) -> float:
+        """How far the points of a frame have moved, 0 to 1."""
+        return index / (self.frames - 1)
+
+
 class OutputOptions(Frozen):
     """What to store beside the images."""
 
@@ -64,6 +82,7 @@ class OutputOptions(Frozen):
     evolution_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), max_length=20, description="steps whose predicted clean image and readouts are stored"
     )
+    animation: Animation | None = Field(None, description="`num_images` are its frames")
 
 
 class GenerationRequest(Frozen):
@@ -114,5 +133,12 @@ class GenerationRequest(Frozen):
 
     @property
     def num_samples(self) -> int:
-        """Pictures that are computed, with seeds seed, seed + 1, …"""
+        """Pictures that are computed."""
         return max(self.num_images, self.num_candidates or 0)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of those pictures: seed, seed + 1, …; a sweep and an animation have one for all."""
+        if self.weight_sweep is not None or self.output.animation is not None:
+            return (self.seed,) * self.num_samples
+        return tuple(range(self.seed, self.seed + self.num_samples))

@@ -60,6 +60,15 @@ class StoredResult(_Frozen):
     rank: int | None = Field(None, ge=0, description="by score, 0 is best; null: no score")
 
 
+class StoredAnimation(_Frozen):
+    """The frames of a drag as one file."""
+
+    key: str
+    format: str
+    frames: int
+    fps: float
+
+
 class ResultSummary(_Frozen):
     """What the record keeps of a success: object keys, distances, timings; never pixels or URLs."""
 
@@ -71,6 +80,7 @@ class ResultSummary(_Frozen):
         None, description="of an inverted reference's reconstruction against the picture"
     )
     warnings: tuple[str, ...] = ()
+    animation: StoredAnimation | None = None
 
 
 class ResultManifest(_Frozen):
@@ -85,6 +95,7 @@ class ResultManifest(_Frozen):
     timings: dict[str, float]
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
+    animation: StoredAnimation | None = None
     versions: dict[str, Any] = Field(description="packages, and the hashes of model and heads")
     device: str
     dtype: str

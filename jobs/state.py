@@ -40,6 +40,7 @@ class FailureCode(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_HEAD = "unknown_head"
     INCOMPATIBLE_HEAD = "incompatible_head"
+    UNSUPPORTED_FORMAT = "unsupported_format"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"

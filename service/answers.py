@@ -82,10 +82,20 @@ class ImageView(Strict):
     evolution: list[EvolutionFrameView]
 
 
+class AnimationView(Strict):
+    """The frames of a drag as one file; the URL is presigned and expires."""
+
+    url: str
+    format: str
+    frames: int
+    fps: float
+
+
 class ResultView(Strict):
     """What a generation that succeeded has made."""
 
     images: list[ImageView]
+    animation: AnimationView | None = Field(description="where `output.animation` asked for one")
     manifest_url: str = Field(description="JSON: versions, hashes, device and timings")
     timings: dict[str, float] = Field(
         description="seconds per stage; reference_forwards: the model's passes for the reference, "

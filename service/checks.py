@@ -65,6 +65,32 @@ def check_images(asked: schemas.GenerationParameters, model: ModelManifest) -> N
         )
 
 
+def check_animation(
+    asked: schemas.GenerationParameters, controls: tuple[AskedControl, ...], model: ModelManifest
+) -> None:
+    """Whether there is a drag to animate, and the model makes so many frames."""
+    animation = asked.output.animation
+    if animation is None:
+        return
+    if not any(isinstance(control, schemas.CorrespondenceControl) for control in controls):
+        raise InvalidRequest.at(
+            "#/output/animation",
+            "frames show a drag on its way, and nothing is dragged; add points",
+        )
+    if animation.frames > model.max_images:
+        raise InvalidRequest.at(
+            "#/output/animation/frames",
+            f"{animation.frames}; model {model.name!r} makes {model.max_images} images at a time",
+        )
+    for name in ("weight_sweep", "num_candidates"):
+        if getattr(asked, name) is not None:
+            raise InvalidRequest.at(f"#/{name}", "not together with an animation; ask for one")
+    if asked.num_images not in (1, animation.frames):
+        raise InvalidRequest.at(
+            "#/num_images", f"the animation makes {animation.frames}, its frames; leave this out"
+        )
+
+
 def check_reference(
     asked: schemas.GenerationParameters, controls: tuple[AskedControl, ...]
 ) -> None:

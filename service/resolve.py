@@ -30,6 +30,7 @@ from jobs.request import (
 )
 from service import schemas
 from service.checks import (
+    check_animation,
     check_candidates,
     check_evolution,
     check_images,
@@ -103,6 +104,7 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
     heads = [_head(controls, index, model, doors.catalogue) for index in range(len(controls))]
     check_candidates(asked, bool(controls), model)
     check_reference(asked, controls)
+    check_animation(asked, controls, model)
     reference, start, defaults = _reference(asked, task, model, size, doors)
     values = _values(asked, task, model, defaults) | size
     steps, strength = _steps(asked, start, values["num_inference_steps"])
@@ -121,7 +123,7 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         prompt=asked.prompt,
         num_candidates=asked.num_candidates,
         keep=asked.keep,
-        num_images=len(asked.weight_sweep) if asked.weight_sweep else asked.num_images,
+        num_images=_num_images(asked),
         seed=_seed(asked, reference, start, values["eta"]),
         controls=tuple(resolved),
         reference=reference,
@@ -204,12 +206,19 @@ def _reference(
     return reference, start, defaults
 
 
+def _num_images(asked: schemas.GenerationParameters) -> int:
+    if asked.weight_sweep is not None:
+        return len(asked.weight_sweep)
+    return asked.output.animation.frames if asked.output.animation else asked.num_images
+
+
 def _seed(
     asked: schemas.GenerationParameters, reference: Reference | None, start: str, eta: float
 ) -> int:
-    count = max(asked.num_images, asked.num_candidates or 0)
+    one_noise = asked.weight_sweep is not None or asked.output.animation is not None
+    count = 1 if one_noise else max(asked.num_images, asked.num_candidates or 0)
     same_noise = start == "reference" and (isinstance(reference, SampledReference) or eta == 0)
-    if same_noise and count > 1 and not asked.weight_sweep:
+    if same_noise and count > 1:
         raise InvalidRequest.at(
             "#/num_images",
             "every picture would begin with the reference's noise and be the same; ask for "
@@ -223,7 +232,7 @@ def _seed(
                 'this out, or let start be "seed"',
             )
         return reference.seed
-    last = MAX_SEED - (max(asked.num_images, asked.num_candidates or 0) - 1)
+    last = MAX_SEED - (count - 1)
     if asked.seed is None:
         return secrets.randbelow(2**32)
     if asked.seed > last:

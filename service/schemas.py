@@ -31,6 +31,7 @@ __all__ = [
     "MAX_EVOLUTION_STEPS",
     "MAX_STEPS",
     "MAX_WEIGHT",
+    "Animation",
     "AppearanceControl",
     "CorrespondenceControl",
     "GenerationParameters",
@@ -50,6 +51,19 @@ MAX_EVOLUTION_STEPS = 20
 MAX_SWEEP = 64
 
 
+class Animation(Strict):
+    """A drag on its way: frame k of n has its points moved by k / (n - 1), all of one noise."""
+
+    frames: int = Field(8, ge=2, le=MAX_SWEEP, description="at most the model's `num_images`")
+    format: Literal["webp", "gif", "mp4"] = Field(
+        "webp", description="mp4 needs the worker's `video` extra"
+    )
+    fps: float = Field(8.0, ge=1, le=50, description="frames a second")
+    keep_frames: bool = Field(
+        True, description="the frames are the generation's images; else the last one alone is"
+    )
+
+
 class OutputOptions(Strict):
     """What to store beside the images."""
 
@@ -62,6 +76,7 @@ class OutputOptions(Strict):
         tuple[Annotated[int, Field(ge=0, lt=MAX_STEPS)], ...],
         Field(strict=False, max_length=MAX_EVOLUTION_STEPS),
     ] = Field((), description="steps whose predicted clean picture and readouts are stored")
+    animation: Animation | None = Field(None, description="`drag`: frames as one file")
 
 
 _EXAMPLES: list[Any] = [

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from heads_registry.manifest import Catalogue, HeadManifest, ModelManifest
 from jobs.record import JobRecord
-from jobs.result import ResultSummary, StoredReadout, StoredResult
+from jobs.result import ResultSummary, StoredAnimation, StoredReadout, StoredResult
 from jobs.store import ObjectStore
 from service import answers, schemas
 from service.echo import echo
@@ -108,12 +108,18 @@ def failure_view(record: JobRecord) -> answers.FailureView | None:
 def _result(result: ResultSummary, objects: ObjectStore, expiry_s: int) -> answers.ResultView:
     return answers.ResultView(
         images=[_image(image, objects) for image in result.images],
+        animation=_animation(result.animation, objects) if result.animation else None,
         manifest_url=objects.presigned_get(result.manifest_key),
         timings=result.timings,
         reference_psnr_db=result.reference_psnr_db,
         warnings=list(result.warnings),
         urls_expire_in_s=expiry_s,
     )
+
+
+def _animation(stored: StoredAnimation, objects: ObjectStore) -> answers.AnimationView:
+    url = objects.presigned_get(stored.key)
+    return answers.AnimationView(url=url, **stored.model_dump(exclude={"key"}))
 
 
 def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
@@ -154,6 +160,7 @@ def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:
         **_ranges(schemas.GenerationParameters, ""),
         **_ranges(schemas.SpatialControl, "controls[]."),
         **_ranges(schemas.OutputOptions, "output."),
+        **_ranges(schemas.Animation, "output.animation."),
     }
     size = {
         "minimum": model.min_size,
@@ -170,6 +177,7 @@ def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:
         "prompt": {"max_length": model.max_prompt_chars},
         "num_images": {"default": 1, "maximum": model.max_images},
         "num_candidates": {"maximum": model.max_images},
+        "output.animation.frames": {"maximum": model.max_images},
         "controls[].weight": {"default": model.defaults.weight},
         "controls[].span": {
             "default": list(model.defaults.span),
@@ -195,7 +203,7 @@ def _ranges(schema: type[Strict], prefix: str) -> Mapping[str, answers.Parameter
     return {
         prefix + name: _range(field, properties[name])
         for name, field in schema.model_fields.items()
-        if name != "output"
+        if name not in ("output", "animation")
     }
 
 

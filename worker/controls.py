@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,7 @@ from worker.objectives import (
 )
 
 LoadImage = Callable[[StoredImage], Image.Image]
+Cell = tuple[int, int]
 RelativeControl = CorrespondenceControl | AppearanceControl | IdentityControl
 
 
@@ -85,60 +86,80 @@ class Canvas:
         )
 
     def relative(
-        self, head: LoadedHead, control: RelativeControl, readouts: ReferenceReadouts
+        self,
+        head: LoadedHead,
+        control: RelativeControl,
+        readouts: ReferenceReadouts,
+        way: float = 1.0,
     ) -> ReadoutTarget:
         """The target of a control that compares with a reference.
+
+        Args:
+            head: the control's.
+            control: what is asked for.
+            readouts: the reference's.
+            way: how far the points of a drag have moved, 0 to 1; before they leave their cells
+                there is nothing to ask for, and the weight is 0.
 
         Raises:
             InvalidControl: it can do nothing on this grid.
         """
-        objective, measure = self._objectives(control)
+        weight = control.weight
+        if isinstance(control, CorrespondenceControl):
+            pairs = self._pairs(control, way)
+            moved = [pair for pair in pairs if pair[0] != pair[1]]
+            objective, measure = self._drag(moved or pairs)
+            weight = weight if moved else 0.0
+        else:
+            objective = measure = self._objective(control)
         return ReadoutTarget(
             head=head.network,
             taps=head.manifest.feature_taps,
             timestep_convention=head.manifest.timestep_convention,
             target=readouts,
             objective=objective,
-            weight=control.weight,
+            weight=weight,
             span=control.span,
             update_scale=self._update_scale(head),
             measure=measure,
             latent_range=None if isinstance(control, CorrespondenceControl) else 1.0,
         )
 
-    def _objectives(self, control: RelativeControl) -> tuple[Objective, Objective]:
-        """What is minimised and what is reported."""
-        if isinstance(control, CorrespondenceControl):
-            points = self._points(control)
-            return partial(correspondence_distance, **points), partial(
-                correspondence_error, **points
-            )
-        objective: Objective
+    def _objective(self, control: AppearanceControl | IdentityControl) -> Objective:
+        """What is minimised and reported."""
         if isinstance(control, IdentityControl):
             boxes = [(self._box(pair.reference), self._box(pair.picture)) for pair in control.boxes]
-            objective = partial(boxed_distance, boxes=boxes)
-        elif control.region is not None:
-            objective = partial(appearance_distance, region=self._mask(control.region))
-        else:
-            objective = partial(appearance_distance)
-        return objective, objective
+            return partial(boxed_distance, boxes=boxes)
+        if control.region is not None:
+            return partial(appearance_distance, region=self._mask(control.region))
+        return partial(appearance_distance)
 
-    def _points(self, control: CorrespondenceControl) -> dict[str, Tensor]:
-        """Pixels of the grid that the points lie in, (y, x)."""
+    def _drag(self, pairs: Sequence[tuple[Cell, Cell]]) -> tuple[Objective, Objective]:
+        """What is minimised and what is reported."""
+        source, destination = torch.tensor(pairs, device=self.model.device).unbind(1)
+        points = {"source": source, "destination": destination}
+        return partial(correspondence_distance, **points), partial(correspondence_error, **points)
+
+    def _pairs(self, control: CorrespondenceControl, way: float) -> list[tuple[Cell, Cell]]:
+        """Cells of the grid that the points lie in, from and to, (y, x).
+
+        Raises:
+            InvalidControl: a pair stays in its cell when it has gone all the way.
+        """
         h, w = self.grid
-        pairs = [
-            [(int(point.y * h), int(point.x * w)) for point in (drag.source, drag.destination)]
-            for drag in control.points
-        ]
-        for index, (source, destination) in enumerate(pairs):
-            if source == destination:
+        pairs = []
+        for index, drag in enumerate(control.points):
+            start, end = drag.source, drag.destination
+            x, y = start.x + way * (end.x - start.x), start.y + way * (end.y - start.y)
+            source, destination = (int(start.y * h), int(start.x * w)), (int(y * h), int(x * w))
+            if way == 1 and source == destination:
                 cell = self.request.width // w
                 raise InvalidControl(
                     f"pair {index} of the points moves within one cell of the model's grid, which "
                     f"is {cell} px wide: nothing would move; drag farther"
                 )
-        source, destination = torch.tensor(pairs, device=self.model.device).unbind(1)
-        return {"source": source, "destination": destination}
+            pairs.append((source, destination))
+        return pairs
 
     def _box(self, box: Box) -> GridBox:
         """Cells that a box touches: at least one."""

@@ -24,6 +24,7 @@ from heads_registry.manifest import (
 )
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
+from worker.animation import UnsupportedFormat
 from worker.controls import InvalidControl, LoadImage
 from worker.execute import Execution, Thrift, execute, execute_together
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
@@ -49,6 +50,7 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
         "{error}; lower the weights of the controls or the guidance scale",
     ),
     (InvalidControl, FailureCode.INVALID_TARGET, "{error}"),
+    (UnsupportedFormat, FailureCode.UNSUPPORTED_FORMAT, "{error}"),
     (InvalidMask, FailureCode.INVALID_TARGET, "{error}"),
     (InversionFailed, FailureCode.INVALID_TARGET, "{error}"),
     (

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import diffusers
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from heads_registry.base_model import BaseModel
 from heads_registry.targets import readout_image
 from jobs.request import GenerationRequest
+from worker.animation import encode_animation
 from worker.controls import LoadImage
 from worker.images import feature_image, to_images
 from worker.models import LoadedHead, ModelCache
@@ -64,6 +65,7 @@ class Execution:
         peak_bytes: of the device's memory; None on the CPU.
         reference_psnr_db: of the inverted reference's reconstruction; None where there is none.
         warnings: what the client should know of the result.
+        animation: its frames as a file; None: not asked for.
     """
 
     images: list[Image.Image]
@@ -78,6 +80,7 @@ class Execution:
     peak_bytes: int | None = field(default=None)
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
+    animation: bytes | None = None
 
 
 def execute(
@@ -117,6 +120,7 @@ def execute_together(
         Diverged: latents are no longer finite; names the picture among all of them.
         InvalidControl, InversionFailed, InvalidMask: a control, the reference or the mask cannot
             be used.
+        UnsupportedFormat: an animation's file cannot be written here.
     """
     clock = _Clock()
     model = models.model(requests[0].model)
@@ -203,13 +207,25 @@ def _pictures(
     return [_Picture(*row) for row in rows]
 
 
+def _finished(prepared: Prepared, pictures: list[_Picture]) -> tuple[list[_Picture], bytes | None]:
+    """The pictures that are kept, with their own pixels outside a mask; the animation of all."""
+    if prepared.beginning is not None:
+        finished = prepared.beginning.finished
+        pictures = [replace(picture, image=finished(picture.image)) for picture in pictures]
+    asked = prepared.request.output.animation
+    if asked is None:
+        return pictures, None
+    animation = encode_animation([picture.image for picture in pictures], asked)
+    return pictures if asked.keep_frames else pictures[-1:], animation
+
+
 def _execution(
     prepared: Prepared, pictures: list[_Picture], model: BaseModel, laps: dict[str, float]
 ) -> Execution:
-    begun = prepared.beginning
+    pictures, animation = _finished(prepared, pictures)
     return Execution(
-        images=[begun.finished(one.image) if begun else one.image for one in pictures],
-        seeds=[item.seed for item in prepared.items],
+        images=[picture.image for picture in pictures],
+        seeds=list(prepared.request.seeds)[-len(pictures) :],
         distances=[picture.distances for picture in pictures],
         readouts=[picture.readouts for picture in pictures],
         evolution=[picture.evolution for picture in pictures],
@@ -226,6 +242,7 @@ def _execution(
         ),
         reference_psnr_db=prepared.reference.psnr_db if prepared.reference else None,
         warnings=prepared.warnings,
+        animation=animation,
     )
 
 

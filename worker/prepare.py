@@ -7,7 +7,14 @@ from dataclasses import replace
 import torch
 
 from heads_registry.base_model import BaseModel
-from jobs.request import AppearanceControl, GenerationRequest, SampledReference, SpatialControl
+from jobs.request import (
+    AppearanceControl,
+    CorrespondenceControl,
+    GenerationRequest,
+    SampledReference,
+    SpatialControl,
+)
+from worker.animation import check_format
 from worker.controls import Canvas, LoadImage, RelativeControl
 from worker.guidance import ReadoutTarget
 from worker.init_image import Beginning, beginning
@@ -39,8 +46,10 @@ class Prepared:
     ) -> None:
         self.request, self.heads, self.references = request, heads, references
         self.reference: Trajectory | None = None
+        if request.output.animation is not None:
+            check_format(request.output.animation)
         pairs = list(zip(request.controls, heads, strict=True))
-        canvas = Canvas(model, request)
+        self.canvas = canvas = Canvas(model, request)
         # before the reference, which costs time: a control that can do nothing is told at once
         unread = TrajectoryReadouts(Trajectory(torch.empty(0)), "")
         self.targets = [
@@ -82,11 +91,12 @@ class Prepared:
         start = None
         if request.start == "reference" and self.reference is not None:
             start = self.reference.latents[0]
+        animation = request.output.animation
         items = []
-        for index in range(request.num_samples):
-            seed = request.seed if sweep else request.seed + index
+        for index, seed in enumerate(request.seeds):
             factor = sweep[index] if sweep else 1.0
-            targets = tuple(self._targets(seed, factor))
+            way = animation.way(index) if animation else 1.0
+            targets = tuple(self._targets(seed, factor, way))
             twin = self.reference.latents if self.reference is not None else None
             items.append(
                 SampleItem(
@@ -102,8 +112,11 @@ class Prepared:
             )
         return items
 
-    def _targets(self, seed: int, factor: float) -> list[ReadoutTarget]:
-        """The controls of one picture; objectives are shared, so that pictures share a batch."""
+    def _targets(self, seed: int, factor: float, way: float) -> list[ReadoutTarget]:
+        """The controls of one picture; objectives are shared, so that pictures share a batch.
+
+        The frames of an animation have their own points, and so their own objectives.
+        """
         original: Trajectory | None = None
         targets = []
         for control, head, target in zip(
@@ -118,6 +131,8 @@ class Prepared:
                 trajectory = original
             assert trajectory is not None
             readouts = TrajectoryReadouts(trajectory, head.manifest.sha256)
+            if way != 1 and isinstance(control, CorrespondenceControl):
+                target = self.canvas.relative(head, control, readouts, way)
             targets.append(replace(target, target=readouts, weight=target.weight * factor))
         return targets
 

@@ -22,6 +22,7 @@ from jobs.result import (
     ControlDistance,
     ResultManifest,
     ResultSummary,
+    StoredAnimation,
     StoredFrame,
     StoredReadout,
     StoredResult,
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
 Encode = Callable[[Image.Image, OutputOptions, dict[str, Any] | None], bytes]
 Put = Callable[[str, bytes, str], None]
 
-MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+MEDIA_TYPES = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+}
 _PLAIN_PNG = OutputOptions(format="png", embed_parameters=False)
 
 
@@ -62,6 +69,7 @@ def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary
     """
     shelf = _Shelf(publication, encode, put)
     images = tuple(shelf.store(index) for index in range(len(publication.execution.images)))
+    animation = shelf.store_animation()
     execution = publication.execution
     manifest = ResultManifest(
         job_id=publication.job_id,
@@ -72,6 +80,7 @@ def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary
         timings=execution.timings,
         reference_psnr_db=execution.reference_psnr_db,
         warnings=execution.warnings,
+        animation=animation,
         versions=dict(execution.versions),
         device=execution.device,
         dtype=execution.dtype,
@@ -85,6 +94,7 @@ def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary
         timings=execution.timings,
         reference_psnr_db=execution.reference_psnr_db,
         warnings=execution.warnings,
+        animation=animation,
     )
 
 
@@ -168,6 +178,14 @@ class _Shelf:
             score=self._scores[index],
             rank=None if self._scores[index] is None else self._ranks[index],
         )
+
+    def store_animation(self) -> StoredAnimation | None:
+        """The animation's file, where there is one."""
+        asked, data = self._request.output.animation, self._execution.animation
+        if asked is None or data is None:
+            return None
+        key = self.put(f"animation.{asked.format}", data, MEDIA_TYPES[asked.format])
+        return StoredAnimation(key=key, format=asked.format, frames=asked.frames, fps=asked.fps)
 
     def _distances(self, index: int) -> dict[str, ControlDistance]:
         distances = self._execution.distances[index]

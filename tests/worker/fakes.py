@@ -42,6 +42,7 @@ class FakeExecution:
     peak_bytes: int | None = None
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
+    animation: bytes | None = None
 
 
 class FakeEngine:
@@ -73,7 +74,7 @@ class FakeEngine:
             on_step(step_index, request.num_steps)
             time.sleep(self.step_s)
         size = (request.width, request.height)
-        seeds = [request.seed + index for index in range(request.num_samples)]
+        seeds = list(request.seeds)
         images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
         readouts = [[image for _ in request.controls] for image in images]
         evolution = [

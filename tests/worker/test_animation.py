@@ -1,0 +1,159 @@
+"""Animated drags: frames of one reference and one noise, and the files that show them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from heads_registry.manifest import Catalogue
+from jobs.record import FailureCode
+from jobs.request import Animation, OutputOptions
+from tests.worker.test_references import (
+    INVERTED,
+    appearance,
+    correspondence,
+    drag,
+    forwards,
+    request,
+    run,
+)
+from worker import animation as module
+from worker.animation import UnsupportedFormat, check_format, encode_animation
+from worker.controls import InvalidControl
+from worker.engine import TorchEngine
+from worker.models import ModelCache
+from worker.reference_cache import ReferenceCache
+from worker.settings import WorkerSettings
+
+FAR = drag(0.1, 0.2, 0.9, 0.6)
+NEAR = drag(0.6, 0.9, 0.6, 0.76)
+"""In a grid of 8 cells it leaves its cell only at the end."""
+SPAN = (0.0, 1.0)
+
+
+def animated(frames: int = 5, **changes: Any) -> Any:
+    values = {"frames": frames, "fps": 4.0} | changes
+    controls = (appearance(span=SPAN), correspondence(FAR, NEAR, span=SPAN))
+    output = OutputOptions(animation=Animation(**values))
+    return request(controls=controls, num_images=frames, output=output)
+
+
+@pytest.fixture
+def fresh(relative_registry: Path) -> ModelCache:
+    models = ModelCache(Catalogue([relative_registry]), 10**9)
+    models.references = ReferenceCache(10**8)
+    return models
+
+
+def arrays(images: list[Image.Image]) -> list[Any]:
+    return [np.array(image, int) for image in images]
+
+
+def test_frames_share_reference_and_noise_and_end_in_the_drag(fresh: ModelCache) -> None:
+    execution = run(fresh, animated())
+    assert execution.seeds == [5] * 5
+    assert forwards(execution) == 4  # the reference was sampled once, for all of them
+    assert len(execution.images) == 5
+    whole = request(controls=animated().controls)
+    alone = run(fresh, whole)
+    assert forwards(alone) == 0
+    last, expected = arrays([execution.images[-1], alone.images[0]])
+    assert abs(last - expected).mean() < 2
+    assert execution.distances[-1] == pytest.approx(alone.distances[0], rel=0.05)
+    pictures = arrays(execution.images)
+    assert all(not np.array_equal(a, b) for a, b in zip(pictures, pictures[1:], strict=False))
+
+
+def test_the_first_frame_moves_nothing(fresh: ModelCache) -> None:
+    """Its correspondence control is off, so only the appearance control acts."""
+    execution = run(fresh, animated(2))
+    controls = (appearance(span=SPAN), correspondence(FAR, weight=0.0))
+    still = run(fresh, request(controls=controls))
+    first, expected = arrays([execution.images[0], still.images[0]])
+    assert abs(first - expected).mean() < 2
+    assert execution.distances[0][1] < execution.distances[1][1] + 1
+
+
+def test_a_pair_acts_from_the_frame_on_in_which_it_leaves_its_cell(fresh: ModelCache) -> None:
+    points = correspondence(FAR, NEAR)
+    from worker.controls import Canvas
+
+    canvas = Canvas(fresh.model("tiny"), animated())
+    moved = [sum(start != end for start, end in canvas._pairs(points, k / 4)) for k in range(5)]
+    assert moved == [0, 1, 1, 1, 2]
+    ends = [canvas._pairs(points, k / 4)[0][1] for k in range(5)]
+    assert ends == [(1, 0), (2, 2), (3, 4), (4, 5), (4, 7)]
+    still = correspondence(drag(0.2, 0.2, 0.21, 0.21))
+    with pytest.raises(InvalidControl, match="drag farther"):
+        canvas._pairs(still, 1.0)
+
+
+def test_only_the_last_frame_is_kept_where_frames_are_not_wanted(fresh: ModelCache) -> None:
+    execution = run(fresh, animated(3, keep_frames=False))
+    assert len(execution.images) == len(execution.seeds) == len(execution.distances) == 1
+    every = run(fresh, animated(3))
+    assert np.array_equal(*arrays([execution.images[0], every.images[-1]]))
+    assert execution.animation == every.animation
+    assert execution.animation is not None
+    with Image.open(io.BytesIO(execution.animation)) as stored:
+        assert stored.n_frames == 3
+
+
+def test_a_real_image_is_inverted_once(fresh: ModelCache) -> None:
+    asked = animated(3).model_copy(update={"reference": INVERTED})
+    assert forwards(run(fresh, asked)) == 8
+
+
+def shades(count: int = 4) -> list[Image.Image]:
+    return [Image.new("RGB", (32, 16), (40 * k, 200 - 40 * k, 90)) for k in range(count)]
+
+
+@pytest.mark.parametrize("media", ["webp", "gif"])
+def test_files_show_every_frame_for_its_time(media: str) -> None:
+    data = encode_animation(shades(), Animation(frames=4, format=media, fps=8))
+    with Image.open(io.BytesIO(data)) as stored:
+        assert (stored.n_frames, stored.size) == (4, (32, 16))
+        assert stored.info["loop"] == 0
+        for index, shade in enumerate(shades()):
+            stored.seek(index)
+            found = np.array(stored.convert("RGB"), int)
+            assert abs(found - np.array(shade, int)).mean() < 4
+            assert stored.info["duration"] == (125 if media == "webp" else 120)
+
+
+def test_an_mp4_shows_every_frame_for_its_time() -> None:
+    av = pytest.importorskip("av", reason="needs the video extra")
+    data = encode_animation(shades(), Animation(frames=4, format="mp4", fps=7.5))
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        assert float(stream.average_rate) == 7.5
+        assert stream.codec_context.name == "h264"
+        frames = [frame.to_image() for frame in container.decode(stream)]
+    assert len(frames) == 4
+    for found, shade in zip(arrays(frames), arrays(shades()), strict=True):
+        assert abs(found - shade).mean() < 8
+
+
+def test_without_pyav_an_mp4_is_refused_before_anything_is_computed(
+    relative_registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_spec(name: str) -> Any:
+        return None if name == "av" else importlib.util.find_spec(name)
+
+    monkeypatch.setattr(module, "find_spec", find_spec)
+    check_format(Animation(frames=2, format="gif"))
+    settings = WorkerSettings(device="cpu", dtype="float32", registry_dirs=(relative_registry,))
+    engine = TorchEngine.from_settings(settings)
+    steps: list[Any] = []
+    with pytest.raises(UnsupportedFormat, match="ask for webp or gif") as caught:
+        engine.execute(animated(format="mp4"), lambda _: shades()[0], lambda *s: steps.append(s))
+    assert steps == []
+    failure = engine.failure_of(caught.value)
+    assert failure is not None
+    assert failure.code is FailureCode.UNSUPPORTED_FORMAT
