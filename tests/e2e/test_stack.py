@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,11 +30,16 @@ print(value)
 
 
 @pytest.fixture(scope="module")
-def environment(tiny_registry: Path) -> dict[str, str]:
+def environment(tiny_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of processes that use the tiny model; without servers of the one who runs the tests."""
+    from tests.tiny import add_relative_heads
+
+    registry = tmp_path_factory.mktemp("relative") / "registry"
+    shutil.copytree(tiny_registry, registry)
+    add_relative_heads(registry)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("READOUT_", "REDIS_"))}
     return kept | {
-        "READOUT_REGISTRY_DIRS": str(tiny_registry),
+        "READOUT_REGISTRY_DIRS": str(registry),
         "READOUT_DEFAULT_MODEL": "tiny",
         "READOUT_WARM_MODELS": "tiny",
         "READOUT_DEVICE": "cpu",
@@ -117,6 +122,33 @@ def test_the_command_takes_key_points(url: str, workplace: Path) -> None:
     command = readout("generate", "a person", "--keypoints", "pose.json", "--url", url)
     subprocess.run([*command, "--steps", "2", "--out", "out"], cwd=workplace, check=True)
     assert (workplace / "out/image-000.png").exists()
+
+
+def test_the_command_repaints_inside_a_mask(url: str, workplace: Path) -> None:
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    mask.save(workplace / "mask.png")
+    photo = Image.effect_noise((64, 64), 90).convert("RGB")
+    photo.save(workplace / "photo.png")
+    command = readout("generate", "a person", "--init-image", "photo.png", "--url", url)
+    options = ["--mask", "mask.png", "--strength", "0.5", "--steps", "4", "--out", "out"]
+    subprocess.run([*command, *options], cwd=workplace, check=True)
+    with Image.open(workplace / "out/image-000.png") as drawn:
+        repainted = ImageChops.difference(drawn.convert("RGB"), photo)
+    assert repainted.getbbox() == (16, 16, 48, 48)
+
+
+def test_the_command_animates_a_drag(url: str, workplace: Path) -> None:
+    command = readout("drag", "pose.png", "--point", "0.1,0.2:0.9,0.7", "--url", url)
+    options = ["--animate", "3", "--format", "gif", "--fps", "5", "--steps", "4", "--out", "out"]
+    done = subprocess.run(
+        [*command, *options], cwd=workplace, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == "out/animation.gif"
+    assert (workplace / "out/image-002.png").exists()
+    with Image.open(workplace / "out/animation.gif") as film:
+        assert (film.n_frames, film.size) == (3, (64, 64))
+        assert film.info["duration"] == 200
 
 
 def test_what_the_service_refuses_is_said_with_its_field(url: str, workplace: Path) -> None:

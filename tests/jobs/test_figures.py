@@ -42,6 +42,16 @@ def test_other_sizes_and_controls_are_other_kinds(figures: Figures) -> None:
     assert figures.estimate(a_request(prompt="another", seed=3)).measured_jobs == 1
 
 
+def test_an_init_image_makes_another_kind_of_fewer_steps(figures: Figures) -> None:
+    image = {"upload_id": "u", "key": "k", "sha256": "s", "width": 8, "height": 8}
+    half = a_request(init_image={"image": image, "strength": 0.5})
+    figures.keep(half, {"sample": 1.0}, "cpu", None)
+    assert figures.estimate(a_request()).measured_jobs == 0
+    longer = a_request(num_inference_steps=40, init_image={"image": image, "strength": 0.52})
+    assert (half.num_steps, longer.num_steps) == (5, 20)
+    assert figures.estimate(longer).seconds == pytest.approx(4.0)
+
+
 def test_old_figures_make_room(figures: Figures) -> None:
     for number in range(60):
         figures.keep(a_request(), {"sample": 100.0 if number < 10 else 1.0}, "cpu", None)

@@ -84,7 +84,15 @@ class FakeEngine:
             )
         ]
         distances = [[0.25 for _ in request.controls] for _ in images]
-        return FakeExecution(images, seeds, distances, readouts, evolution, {"sample": 1.0})
+        return FakeExecution(
+            images,
+            seeds,
+            distances,
+            readouts,
+            evolution,
+            {"sample": 1.0},
+            animation=b"a film" if request.output.animation else None,
+        )
 
     def execute_together(
         self,

@@ -14,8 +14,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from jobs.connection import connect
+from jobs.events import EventLog
 from jobs.record import FailureCode, JobState, RecordStore
-from jobs.request import GenerationRequest, OutputOptions, SpatialControl, StoredImage
+from jobs.request import (
+    Animation,
+    GenerationRequest,
+    OutputOptions,
+    SpatialControl,
+    StoredImage,
+)
 from jobs.store import ObjectStore, StorageFull
 from tests.jobs.samples import a_request, let_lease_expire
 from tests.servers import running_s3, running_valkey, settings_for
@@ -93,6 +100,28 @@ def test_a_job_succeeds_and_everything_it_names_is_in_storage(stack: Stack) -> N
     assert wide["outcome"] == "succeeded"
     assert wide["heads"] == ["tiny/pose", "tiny/depth", "tiny/pose"]
     assert set(wide["timings"]) == {"sample", "store"}
+
+
+def test_an_animation_is_a_result_and_fewer_steps_are_counted(stack: Stack) -> None:
+    start = {"image": a_control(stack).image, "strength": 0.5}
+    request = a_request(
+        num_images=3,
+        init_image=start,
+        output=OutputOptions(animation=Animation(frames=3, format="gif")),
+    )
+    job = stack.records.create(request).id
+    a_runner(stack).run(job)
+    result = stack.records.get(job).result
+    assert result is not None
+    assert result.animation is not None
+    assert stack.store.get_bytes(result.animation.key) == b"a film"
+    assert [image.seed for image in result.images] == [7, 7, 7]
+    manifest = json.loads(stack.store.get_bytes(result.manifest_key))
+    assert manifest["sha256"]["animation.gif"] == hashlib.sha256(b"a film").hexdigest()
+    assert manifest["animation"]["frames"] == 3
+    events = EventLog(stack.client, stack.settings).read(job)
+    totals = {event.data["total_steps"] for event in events if "total_steps" in event.data}
+    assert totals == {5}
 
 
 @pytest.mark.parametrize(
