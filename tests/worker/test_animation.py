@@ -33,7 +33,7 @@ from worker.reference_cache import ReferenceCache
 from worker.settings import WorkerSettings
 
 FAR = drag(0.1, 0.2, 0.9, 0.6)
-NEAR = drag(0.6, 0.9, 0.6, 0.76)
+NEAR = drag(0.6, 0.9875, 0.6, 0.8625)
 """In a grid of 8 cells it leaves its cell only at the end."""
 SPAN = (0.0, 1.0)
 
