@@ -10,7 +10,13 @@ from heads_registry.manifest import ModelManifest
 from jobs.controls import Origin
 from jobs.errors import JobNotFound
 from jobs.record import JobRecord
-from jobs.request import InvertedReference, Reference, SampledReference, StoredImage
+from jobs.request import (
+    GenerationRequest,
+    InvertedReference,
+    Reference,
+    SampledReference,
+    StoredImage,
+)
 from jobs.result import StoredResult
 from service import schemas
 from service.errors import UnusableReference
@@ -102,7 +108,7 @@ def _of_generation(
     request = record.request
     _check_same(record, known)
     defaults = {"num_inference_steps": request.num_inference_steps}
-    if not request.controls and request.start == "seed":
+    if _is_plain(request) and request.start == "seed":
         reference = SampledReference(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -186,11 +192,16 @@ def _check_same(record: JobRecord, known: Known) -> None:
             f"{known.height}; ask for the same size",
         )
     steps = known.num_inference_steps
-    if not request.controls and steps not in (None, request.num_inference_steps):
+    if _is_plain(request) and steps not in (None, request.num_inference_steps):
         raise UnusableReference.at(
             "#/num_inference_steps",
             f"the reference has {request.num_inference_steps} steps; leave this out",
         )
+
+
+def _is_plain(request: GenerationRequest) -> bool:
+    """Whether prompt and seed alone made it."""
+    return not request.controls and request.init_image is None
 
 
 def _or(value: Any, default: Any) -> Any:

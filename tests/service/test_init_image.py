@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from jobs.record import Failure, FailureCode, RecordStore
+from jobs.request import InvertedReference
 from tests.service.conftest import image_bytes, pointers, problem, upload
 from tests.service.test_tasks import SEEDED, create, drag, effective, finish
 
@@ -49,6 +50,15 @@ def test_an_earlier_generation_of_any_model_and_size(
     assert create(client, created["request"])["request"] == created["request"]
     wide = {"base64": base64.b64encode(image_bytes((96, 64))).decode()}
     create(client, edit(init_image={"generation": made}, mask=wide))
+
+
+def test_as_a_reference_it_is_inverted_for_its_seed_alone_did_not_make_it(
+    client: httpx.Client, records: RecordStore
+) -> None:
+    made = finish(records, create(client, edit()))
+    asked = drag(reference={"generation": made}, num_inference_steps=7)
+    found = records.get(create(client, asked)["id"]).request.reference
+    assert isinstance(found, InvertedReference)
 
 
 def test_any_control_goes_with_it_and_so_does_a_drag_of_the_seed(client: httpx.Client) -> None:
