@@ -37,18 +37,22 @@ class Priority(StrEnum):
 def cost(request: GenerationRequest) -> float:
     """Work in steps of one picture of 512 × 512 px; a guided step counts twice.
 
-    A reference counts as one more picture, although it may be known already.
+    A reference counts as one more picture, although it may be known already; a ControlNet, which is
+    the U-Net's encoder and runs once a pass, as half a picture.
     """
     guided = max((control.span[1] - control.span[0] for control in request.controls), default=0.0)
+    beside = sum(
+        0.5 * (one.span[1] - one.span[0]) for one in request.adapters if one.type == "controlnet"
+    )
     size = request.height * request.width / REFERENCE_PIXELS
-    pictures = request.num_samples * (1 + guided) + (request.reference is not None)
+    pictures = request.num_samples * (1 + guided) * (1 + beside) + (request.reference is not None)
     return request.num_inference_steps * pictures * size
 
 
 def batch_group(request: GenerationRequest) -> str:
     """Jobs with the same one may share a sampler batch: model, size, steps, guidance and heads.
 
-    Of those with a reference, edits of the same one.
+    Of those with a reference, edits of the same one. Adapters may differ: each sees its own rows.
     """
     shared = request.model_dump(
         mode="json",
@@ -62,6 +66,7 @@ def batch_group(request: GenerationRequest) -> str:
             "form",
             "branch",
             "update_rule",
+            "adapter_gradient",
             "reference",
         },
     )

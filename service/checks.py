@@ -27,7 +27,8 @@ def check_prompts(asked: schemas.GenerationParameters, model: ModelManifest) -> 
                 f"#/{name}",
                 f"{len(text)} characters; model {model.name!r} takes {model.max_prompt_chars}",
             )
-    if not asked.prompt.strip() and not asked.controls and asked.reference is None:
+    followed = asked.controls or asked.adapters or asked.reference is not None
+    if not asked.prompt.strip() and not followed:
         raise InvalidRequest.at(
             "#/prompt", "empty, and there is no control: say what to draw, or add a control"
         )
@@ -98,6 +99,22 @@ def check_evolution(asked: schemas.GenerationParameters, num_inference_steps: in
                 f"#/output/evolution_steps/{index}",
                 f"step {step} does not exist: the steps are 0 to {num_inference_steps - 1}",
             )
+
+
+def guided_steps(span: tuple[float, float], num_inference_steps: int) -> range:
+    """The steps that a span means; its ends are rounded, as in the sampler (REFERENCE 4.11)."""
+    start, end = (round(fraction * num_inference_steps) for fraction in span)
+    return range(start, end)
+
+
+def check_span(span: tuple[float, float], steps: int, pointer: str, what: str) -> None:
+    """Whether a control or an adapter acts at any step."""
+    if not guided_steps(span, steps):
+        raise InvalidRequest.at(
+            pointer,
+            f"{list(span)} contains none of the {steps} steps, so the {what} "
+            "would do nothing; widen it or take more steps",
+        )
 
 
 def check_candidates(

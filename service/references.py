@@ -10,7 +10,13 @@ from heads_registry.manifest import ModelManifest
 from jobs.controls import Origin
 from jobs.errors import JobNotFound
 from jobs.record import JobRecord
-from jobs.request import InvertedReference, Reference, SampledReference, StoredImage
+from jobs.request import (
+    GenerationRequest,
+    InvertedReference,
+    Reference,
+    SampledReference,
+    StoredImage,
+)
 from service import schemas
 from service.errors import UnusableReference
 
@@ -89,7 +95,7 @@ def echo_reference(reference: Reference) -> schemas.Reference:
 def _of_generation(
     asked: schemas.Reference, known: Known, find_record: FindRecord
 ) -> tuple[Reference, dict[str, Any]]:
-    """An unguided picture is sampled again; one that followed controls is inverted."""
+    """An unguided picture is sampled again; one that followed controls or adapters is inverted."""
     for name in ("prompt", "negative_prompt"):
         if getattr(asked, name) is not None:
             raise UnusableReference.at(
@@ -103,7 +109,7 @@ def _of_generation(
     defaults = {"num_inference_steps": request.num_inference_steps}
     assert record.result is not None
     stored = record.result.images[asked.index]
-    if not request.controls and request.start == "seed":
+    if _is_plain(request) and request.start == "seed":
         reference = SampledReference(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -162,11 +168,16 @@ def _check_same(record: JobRecord, known: Known) -> None:
             f"{known.height}; ask for the same size",
         )
     steps = known.num_inference_steps
-    if not request.controls and steps not in (None, request.num_inference_steps):
+    if _is_plain(request) and steps not in (None, request.num_inference_steps):
         raise UnusableReference.at(
             "#/num_inference_steps",
             f"the reference has {request.num_inference_steps} steps; leave this out",
         )
+
+
+def _is_plain(request: GenerationRequest) -> bool:
+    """Whether prompt and seed alone make the picture: nothing guided it."""
+    return not request.controls and not request.adapters
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -27,7 +27,7 @@ from jobs.request import (
     SpatialControl,
     Task,
 )
-from service import schemas
+from service import adapters, schemas
 from service.checks import (
     check_candidates,
     check_evolution,
@@ -35,6 +35,7 @@ from service.checks import (
     check_prompts,
     check_reference,
     check_size,
+    check_span,
 )
 from service.controls import Control as AskedControl
 from service.errors import (
@@ -63,6 +64,7 @@ MODEL_DEFAULTS = (
     "form",
     "branch",
     "update_rule",
+    "adapter_gradient",
 )
 """Request fields whose default is in the model's manifest under the same name."""
 
@@ -104,7 +106,10 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
     reference, start, defaults = _reference(asked, task, model, size, doors)
     values = _values(asked, task, model, defaults) | size
     check_evolution(asked, values["num_inference_steps"])
-    draft = _Draft(asked, task, model, Picture(**size, in_pixels=asked.unit == "px"), values)
+    picture = Picture(**size, in_pixels=asked.unit == "px")
+    draft = _Draft(asked, task, model, picture, values)
+    known = adapters.Known(doors.catalogue, model, picture, values["num_inference_steps"])
+    beside = adapters.find_adapters(asked, controls, known)
     resolved = [
         draft.control(control, index, head, doors.take_image)
         for index, (control, head) in enumerate(zip(controls, heads, strict=True))
@@ -118,6 +123,12 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         num_images=len(asked.weight_sweep) if asked.weight_sweep else asked.num_images,
         seed=_seed(asked, reference, start, values["eta"]),
         controls=tuple(resolved),
+        adapters=tuple(
+            adapters.resolve_adapter(
+                one, manifest, f"#/adapters/{index}", picture, doors.take_image
+            )
+            for index, (one, manifest) in enumerate(zip(asked.adapters, beside, strict=True))
+        ),
         reference=reference,
         start=start,
         weight_sweep=asked.weight_sweep,
@@ -127,12 +138,6 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         ),
         **values,
     )
-
-
-def guided_steps(span: tuple[float, float], num_inference_steps: int) -> range:
-    """The steps that a span means; its ends are rounded, as in the sampler (REFERENCE 4.11)."""
-    start, end = (round(fraction * num_inference_steps) for fraction in span)
-    return range(start, end)
 
 
 def _or(*candidates: Any) -> Any:
@@ -311,11 +316,5 @@ class _Draft:
 
     def _span(self, control: AskedControl, pointer: str, head: HeadManifest) -> tuple[float, float]:
         span: tuple[float, float] = self._default("span", control, head)
-        steps = self.values["num_inference_steps"]
-        if not guided_steps(span, steps):
-            raise InvalidRequest.at(
-                f"{pointer}/span",
-                f"{list(span)} contains none of the {steps} steps, so the control "
-                "would do nothing; widen it or take more steps",
-            )
+        check_span(span, self.values["num_inference_steps"], f"{pointer}/span", "control")
         return span

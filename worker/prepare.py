@@ -1,4 +1,4 @@
-"""A request's items for the sampler: each control's target, and the references behind some."""
+"""A request's items for the sampler: targets, what adapters see, and the references behind some."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heads_registry.base_model import BaseModel
 from jobs.request import AppearanceControl, GenerationRequest, SampledReference, SpatialControl
 from worker.controls import Canvas, LoadImage, RelativeControl
 from worker.guidance import ReadoutTarget
-from worker.models import LoadedHead
+from worker.models import LoadedAdapter, LoadedHead
 from worker.reference import Trajectory, TrajectoryReadouts
 from worker.references import POOR_PSNR_DB, References, guided_or_last
 from worker.sampler import SampleItem
@@ -32,6 +32,7 @@ class Prepared:
         request: GenerationRequest,
         model: BaseModel,
         heads: list[LoadedHead],
+        adapters: list[LoadedAdapter],
         references: References,
         load_image: LoadImage,
     ) -> None:
@@ -47,6 +48,10 @@ class Prepared:
             else canvas.relative(head, control, unread)
             for control, head in pairs
         ]
+        self.adapters = tuple(
+            canvas.adapter(adapter, asked, load_image)
+            for adapter, asked in zip(adapters, request.adapters, strict=True)
+        )
         if request.reference is not None:
             compared = [(c, h) for c, h in pairs if _compares_with(c, "reference")]
             self.reference = references.provide(
@@ -91,6 +96,7 @@ class Prepared:
                     request.negative_prompt,
                     seed,
                     targets,
+                    self.adapters,
                     start=start,
                     twin=twin,
                 )

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from jobs.request import Control, GenerationRequest, OutputOptions, Reference, SpatialControl
+from jobs.request import (
+    Adapter,
+    Control,
+    GenerationRequest,
+    OutputOptions,
+    Reference,
+    SpatialControl,
+)
 from jobs.result import (
     ControlDistance,
     ResultManifest,
@@ -87,16 +94,20 @@ def embedded_parameters(
     """What a PNG says of its own making: no object keys, no URLs, nothing of who asked."""
     parameters = request.model_dump(
         mode="json",
-        exclude={"num_images", "num_candidates", "keep", "controls", "output", "reference"},
-    )
+        exclude={
+            "num_images", "num_candidates", "keep", "controls", "adapters", "output", "reference",
+        },
+    )  # fmt: skip
     controls = [_without_keys(control) for control in request.controls]
+    if request.adapters:
+        parameters["adapters"] = [_without_keys(adapter) for adapter in request.adapters]
     if request.reference is not None:
         parameters["reference"] = _without_keys(request.reference)
     return parameters | {"seed": seed, "controls": controls, "versions": versions}
 
 
-def _without_keys(part: Control | Reference) -> dict[str, Any]:
-    """A control or reference with the hash of its image in the place of where it is stored."""
+def _without_keys(part: Control | Adapter | Reference) -> dict[str, Any]:
+    """A part with the hash of its image in the place of where it is stored."""
     fields = part.model_dump(mode="json", exclude={"image", "origin"}, exclude_none=True)
     image = getattr(part, "image", None)
     if image is not None:
