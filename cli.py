@@ -31,8 +31,12 @@ app = typer.Typer(
 heads_app = typer.Typer(help="Readout heads that are installed.", no_args_is_help=True)
 models_app = typer.Typer(help="Base models that are installed.", no_args_is_help=True)
 keys_app = typer.Typer(help="API keys: who may call the service.", no_args_is_help=True)
+adapters_app = typer.Typer(
+    help="ControlNets and T2I-Adapters that are installed.", no_args_is_help=True
+)
 train_app = typer.Typer(help="Train readout heads on your own data.", no_args_is_help=True)
 app.add_typer(heads_app, name="heads")
+app.add_typer(adapters_app, name="adapters")
 app.add_typer(train_app, name="train")
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
@@ -172,7 +176,7 @@ def reconciler(check: CheckOption = False) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Look at Redis, storage, models, heads, device and clocks; say what is wrong."""
+    """Look at Redis, storage, models, heads, adapters, device and clocks; say what is wrong."""
     import doctor as examination
     from jobs.settings import CoreSettings
 
@@ -360,6 +364,13 @@ def heads_list() -> None:
     """Print id, kind and title of every installed head."""
     for head in _catalogue().heads:
         typer.echo(f"{head.id:<32} {head.signal:<8} {head.title}")
+
+
+@adapters_app.command("list")
+def adapters_list() -> None:
+    """Print id, type, what the image shows and title of every installed adapter."""
+    for adapter in _catalogue().adapters:
+        typer.echo(f"{adapter.id:<32} {adapter.type:<12} {adapter.conditioning:<8} {adapter.title}")
 
 
 @heads_app.command("import")

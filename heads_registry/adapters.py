@@ -1,6 +1,8 @@
 """ControlNets and T2I-Adapters: loaded by diffusers' own classes, checked against the U-Net.
 
-Errors: `AdapterLoadError`, the files cannot be loaded; `AdapterMismatch`, they do not fit the model.
+RegistryError
+├── AdapterLoadError   the files cannot be loaded
+└── AdapterMismatch    they do not fit the model
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def load_adapter(
 
 
 def check_fit(adapter: LoadedAdapter, model: BaseModel) -> None:
-    """Whether the U-Net takes what the adapter makes; sizes of features are seen when they are made.
+    """Whether the U-Net takes what the adapter makes; for sizes of features see `check_sizes`.
 
     Raises:
         AdapterMismatch: says what differs.

@@ -5,7 +5,7 @@ weights beside them. The built-in one ships the demo model; users name more of t
 ``READOUT_REGISTRY_DIRS``. Errors:
 
     RegistryError
-    ├── ManifestError         a manifest is not valid YAML or breaks its schema; names file and field
+    ├── ManifestError         a manifest is not valid YAML or breaks its schema; says where
     ├── UnknownModel          no model of that name is installed
     ├── UnknownHead           no head of that name is installed for the model's family
     ├── IncompatibleHead      the head belongs to another base-model family

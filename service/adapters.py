@@ -1,4 +1,4 @@
-"""Adapters of a request → the effective ones: found, checked against model and picture, filled in."""
+"""Adapters of a request → the effective ones: found, checked against model and picture."""
 
 from __future__ import annotations
 

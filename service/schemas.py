@@ -160,7 +160,7 @@ class GenerationParameters(Strict):
     )
     adapter_gradient: Literal["constant", "full"] | None = Field(
         None,
-        description="whether the readout gradient goes through ControlNets, too; constant is faster",
+        description="whether the readout gradient goes through ControlNets, which takes longer",
     )
     reference: Reference | None = Field(
         None, description="what correspondence, appearance and identity controls compare with"

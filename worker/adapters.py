@@ -46,12 +46,16 @@ Entry = tuple[int, AdapterInput]
 
 
 class Adapters:
-    """The adapters of a run's items; a T2I-Adapter's features are computed once, when it is made."""
+    """The adapters of a run's items; what T2I-Adapters add is computed once, here."""
 
     def __init__(
-        self, model: BaseModel, inputs: Sequence[Sequence[AdapterInput]], num_steps: int
+        self,
+        model: BaseModel,
+        inputs: Sequence[Sequence[AdapterInput]],
+        num_steps: int,
+        size: tuple[int, int],
     ) -> None:
-        self.model, self.inputs, self.num_steps = model, inputs, num_steps
+        self.model, self.inputs, self.num_steps, self.size = model, inputs, num_steps, size
         self._images: dict[int, Tensor] = {}
         self._features: dict[tuple[int, int], list[Tensor]] = {}
         with torch.no_grad():
@@ -65,9 +69,7 @@ class Adapters:
         elif key not in self._features:
             image = one.image.to(self.model.device, self.model.dtype)
             features = network(image[None])
-            factor = self.model.vae_scale_factor
-            size = (image.shape[1] // factor, image.shape[2] // factor)
-            check_sizes(one.adapter.manifest.id, features, self.model.unet, size)
+            check_sizes(one.adapter.manifest.id, features, self.model.unet, self.size)
             self._features[key] = features
 
     def residuals(

@@ -107,7 +107,9 @@ class Run:
         self.latents, self.noises = self._noise()
         self.size = (self.latents.shape[2], self.latents.shape[3])
         self.conditioning = self._encode_prompts()
-        self.adapters = Adapters(model, [item.adapters for item in items], len(self.schedule))
+        self.adapters = Adapters(
+            model, [item.adapters for item in items], len(self.schedule), self.size
+        )
         self.taps = tuple(
             dict.fromkeys(
                 [*taps, *(tap for item in items for target in item.targets for tap in target.taps)]
