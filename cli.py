@@ -210,6 +210,10 @@ def generate(
     keypoints: Annotated[
         list[str] | None, typer.Option(help="OpenPose JSON file[:WEIGHT] for the pose head.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="ADAPTER=IMAGE[:SCALE], see `readout adapters list`; repeatable."),
+    ] = None,
     model: ModelOption = None,
     negative_prompt: NegativeOption = None,
     seed: SeedOption = None,
@@ -232,7 +236,8 @@ def generate(
         "guidance_scale": guidance_scale,
     }
     controls = tuple(control or ()), tuple(keypoints or ())
-    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key))
+    adapters = tuple(adapter or ())
+    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key, adapters))
 
 
 @app.command()

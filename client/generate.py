@@ -32,6 +32,8 @@ class Job:
     parameters: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request, such as seed; None is left out."""
     api_key: str | None = field(default=None, repr=False)
+    adapters: tuple[str, ...] = ()
+    """``name=image.png`` or ``name=image.png:scale``."""
     reference: str | None = None
     """An image file, or ``gen_…`` or ``gen_…:index``."""
 
@@ -70,12 +72,8 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
     """
     controls = []
     for text in job.controls:
-        head, separator, rest = text.partition("=")
-        if not head or not separator:
-            raise BadArgument(f"--control {text}: write HEAD=IMAGE, such as pose=pose.png:0.8")
-        path, weight = _split_weight(rest)
-        upload = client.upload(_read(path, "--control"), path.name)
-        controls.append(_control(head, weight, image={"upload_id": upload["id"]}))
+        head, weight, image = _uploaded(text, "--control", "HEAD=IMAGE", client)
+        controls.append(_control(head, weight, image=image))
     for text in job.keypoints:
         path, weight = _split_weight(text)
         try:
@@ -83,13 +81,17 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
         except ValueError as error:
             raise BadArgument(f"--keypoints {path}: not JSON: {error}") from error
         controls.append(_control("pose", weight, keypoints=keypoints))
+    adapters = []
+    for text in job.adapters:
+        name, scale, image = _uploaded(text, "--adapter", "NAME=IMAGE", client)
+        adapters.append({"model": name, "image": image, "scale": scale})
     chosen = {name: value for name, value in job.parameters.items() if value is not None}
     prompt = job.prompt
     if job.reference is not None:
         chosen["reference"] = reference_of(job.reference, client)
         if prompt is None:
             prompt = prompt_of(chosen["reference"], client)
-    return {"prompt": prompt or "", "controls": controls, **chosen}
+    return {"prompt": prompt or "", "controls": controls, "adapters": adapters, **chosen}
 
 
 def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]:
@@ -109,6 +111,18 @@ def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]
             (out / name).write_bytes(client.download(readout["url"]))
     (out / "manifest.json").write_bytes(client.download(result["manifest_url"]))
     return pictures
+
+
+def _uploaded(
+    text: str, option: str, form: str, client: ReadoutClient
+) -> tuple[str, float | None, dict[str, Any]]:
+    """The name, the strength and the uploaded image of ``name=image.png:strength``."""
+    name, separator, rest = text.partition("=")
+    if not name or not separator:
+        raise BadArgument(f"{option} {text}: write {form}, such as pose=pose.png:0.8")
+    path, strength = _split_weight(rest)
+    upload = client.upload(_read(path, option), path.name)
+    return name, strength, {"upload_id": upload["id"]}
 
 
 def _control(head: str, weight: float | None, **target: Any) -> dict[str, Any]:
