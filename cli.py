@@ -237,7 +237,7 @@ def generate(
     }
     controls = tuple(control or ()), tuple(keypoints or ())
     adapters = tuple(adapter or ())
-    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key, adapters))
+    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key, adapters=adapters))
 
 
 @app.command()

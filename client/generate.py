@@ -32,10 +32,10 @@ class Job:
     parameters: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request, such as seed; None is left out."""
     api_key: str | None = field(default=None, repr=False)
-    adapters: tuple[str, ...] = ()
-    """``name=image.png`` or ``name=image.png:scale``."""
     reference: str | None = None
     """An image file, or ``gen_…`` or ``gen_…:index``."""
+    adapters: tuple[str, ...] = ()
+    """``name=image.png`` or ``name=image.png:scale``."""
 
 
 def generate(job: Job) -> list[Path]:
@@ -81,17 +81,18 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
         except ValueError as error:
             raise BadArgument(f"--keypoints {path}: not JSON: {error}") from error
         controls.append(_control("pose", weight, keypoints=keypoints))
-    adapters = []
-    for text in job.adapters:
-        name, scale, image = _uploaded(text, "--adapter", "NAME=IMAGE", client)
-        adapters.append({"model": name, "image": image, "scale": scale})
     chosen = {name: value for name, value in job.parameters.items() if value is not None}
+    if job.adapters:
+        chosen["adapters"] = []
+    for text in job.adapters:
+        adapter, scale, image = _uploaded(text, "--adapter", "ADAPTER=IMAGE", client)
+        chosen["adapters"].append({"model": adapter, "image": image, "scale": scale})
     prompt = job.prompt
     if job.reference is not None:
         chosen["reference"] = reference_of(job.reference, client)
         if prompt is None:
             prompt = prompt_of(chosen["reference"], client)
-    return {"prompt": prompt or "", "controls": controls, "adapters": adapters, **chosen}
+    return {"prompt": prompt or "", "controls": controls, **chosen}
 
 
 def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]:
