@@ -19,7 +19,7 @@ EXTRAS := gateway,worker,local,world,train,video,dev
 # What an environment was made for: another place means a new one, other pins an update.
 SIGNATURE = { pwd; cat pyproject.toml constraints.txt docker/install.sh | cksum; }
 
-.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model demo-heads openapi \
+.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model demo-heads demo-adapters openapi \
 	constraints clean
 
 help:  ## What there is to make
@@ -102,6 +102,12 @@ demo-heads: setup  ## Train the demo model's six heads again (hours on two cores
 		$(VENV)/bin/readout train head heads_registry/training/recipes/mannequin-$$head.yaml \
 			--data $$data --run runs/head-$$head --out $(BUILTIN); \
 	done
+
+demo-adapters: setup  ## Train the demo model's ControlNet and T2I-Adapter again (16 core-minutes)
+	@$(PY) -m demo_model.adapters all --config demo_model/configs/mannequin-64-adapters.yaml \
+		--run runs/adapters
+	@rm -rf $(BUILTIN)/adapters
+	@cp -R runs/adapters/final/adapters $(BUILTIN)/adapters
 
 HEADS := pose depth edge correspondence appearance identity
 BUILTIN := heads_registry/builtin

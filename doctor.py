@@ -20,6 +20,7 @@ import redis
 
 from heads_registry.manifest import (
     BUILTIN_DIR,
+    AdapterManifest,
     Catalogue,
     HeadManifest,
     ModelManifest,
@@ -195,28 +196,40 @@ def _registry(settings: CoreSettings) -> Findings:
     families = {model.family for model in catalogue.models.values()}
     for head in catalogue.heads:
         yield _head(head, families)
+    for adapter in catalogue.adapters:
+        yield _adapter(adapter, families)
 
 
 def _model(model: ModelManifest) -> Finding:
-    about = f"model {model.name}"
-    location = Path(model.location)
+    return _pretrained(model, f"model {model.name}", "pipeline", "model_index.json")
+
+
+def _adapter(adapter: AdapterManifest, families: set[str]) -> Finding:
+    about = f"adapter {adapter.id}"
+    if adapter.base_model not in families:
+        says = f"no model of family {adapter.base_model} is installed"
+        return Finding("weak", about, says, "install one, or remove the adapter")
+    return _pretrained(adapter, about, adapter.type, "config.json")
+
+
+def _pretrained(
+    manifest: ModelManifest | AdapterManifest, about: str, what: str, needed: str
+) -> Finding:
+    """Whether what `from_pretrained` loads is there, and is what the manifest names."""
+    location = Path(manifest.location)
     if not location.is_absolute():
-        return Finding("ok", about, f"from the hub: {model.location}, at its first use")
-    if not (location / "model_index.json").is_file():
-        mend = f"put a diffusers pipeline there, or correct `source` in {model.name}.yaml"
-        return Finding("wrong", about, f"no pipeline at {location}", mend)
-    for name, expected in model.sha256.items():
+        return Finding("ok", about, f"from the hub: {manifest.location}, at its first use")
+    if not (location / needed).is_file():
+        mend = f"put a diffusers {what} there, or correct `source` in {manifest.name}.yaml"
+        return Finding("wrong", about, f"no {what} at {location}", mend)
+    for name, expected in manifest.sha256.items():
         path = location / name
         if not path.is_file():
-            return Finding("wrong", about, f"{name} is missing", "install the model again")
+            return Finding("wrong", about, f"{name} is missing", "install it again")
         if _sha256(path) != expected:
-            return Finding(
-                "wrong",
-                about,
-                f"{name} is not the file that the manifest names",
-                "install the model again",
-            )
-    hashes = f", {len(model.sha256)} hashes" if model.sha256 else ""
+            says = f"{name} is not the file that the manifest names"
+            return Finding("wrong", about, says, "install it again")
+    hashes = f", {len(manifest.sha256)} hashes" if manifest.sha256 else ""
     return Finding("ok", about, f"files are there{hashes}")
 
 

@@ -34,6 +34,7 @@ for command in (
     app.command()(command)
 for name, group in {
     "heads": heads.heads_app,
+    "adapters": heads.adapters_app,
     "train": training.train_app,
     "models": heads.models_app,
     "keys": keys.keys_app,

@@ -10,6 +10,9 @@ import typer
 from cli.environment import OutOption, catalogue, fail
 
 heads_app = typer.Typer(help="Readout heads that are installed.", no_args_is_help=True)
+adapters_app = typer.Typer(
+    help="ControlNets and T2I-Adapters that are installed.", no_args_is_help=True
+)
 models_app = typer.Typer(help="Base models that are installed.", no_args_is_help=True)
 
 
@@ -18,6 +21,13 @@ def heads_list() -> None:
     """Print id, kind and title of every installed head."""
     for head in catalogue().heads:
         typer.echo(f"{head.id:<32} {head.signal:<8} {head.title}")
+
+
+@adapters_app.command("list")
+def adapters_list() -> None:
+    """Print id, type, what the image shows and title of every installed adapter."""
+    for adapter in catalogue().adapters:
+        typer.echo(f"{adapter.id:<32} {adapter.type:<12} {adapter.conditioning:<8} {adapter.title}")
 
 
 @heads_app.command("import")

@@ -39,6 +39,10 @@ def generate(
     keypoints: Annotated[
         list[str] | None, typer.Option(help="OpenPose JSON file[:WEIGHT] for the pose head.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="ADAPTER=IMAGE[:SCALE], see `readout adapters list`; repeatable."),
+    ] = None,
     init_image: Annotated[
         str | None, typer.Option(help="Start from an image file or a generation (gen_…:INDEX).")
     ] = None,
@@ -71,8 +75,8 @@ def generate(
         "guidance_scale": guidance_scale,
     }
     controls = tuple(control or ()), tuple(keypoints or ())
-    start = {"init_image": init_image, "mask": mask}
-    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key, **start))
+    more = {"init_image": init_image, "mask": mask, "adapters": tuple(adapter or ())}
+    _run(lambda: Job(prompt, url, out, *controls, parameters, api_key, **more))
 
 
 def drag(

@@ -126,7 +126,7 @@ def reconciler(check: CheckOption = False) -> None:
 
 
 def doctor() -> None:
-    """Look at Redis, storage, models, heads, device and clocks; say what is wrong."""
+    """Look at Redis, storage, models, heads, adapters, device and clocks; say what is wrong."""
     import doctor as examination
     from jobs.settings import CoreSettings
 

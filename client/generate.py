@@ -38,6 +38,8 @@ class Job:
     """What to start from; said as a reference is."""
     mask: Path | None = None
     """An image file: where the init image is repainted."""
+    adapters: tuple[str, ...] = ()
+    """``name=image.png`` or ``name=image.png:scale``."""
 
 
 def generate(job: Job) -> list[Path]:
@@ -74,12 +76,8 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
     """
     controls = []
     for text in job.controls:
-        head, separator, rest = text.partition("=")
-        if not head or not separator:
-            raise BadArgument(f"--control {text}: write HEAD=IMAGE, such as pose=pose.png:0.8")
-        path, weight = _split_weight(rest)
-        upload = client.upload(_read(path, "--control"), path.name)
-        controls.append(_control(head, weight, image={"upload_id": upload["id"]}))
+        head, weight, image = _uploaded(text, "--control", "HEAD=IMAGE", client)
+        controls.append(_control(head, weight, image=image))
     for text in job.keypoints:
         path, weight = _split_weight(text)
         try:
@@ -93,6 +91,11 @@ def build_request(job: Job, client: ReadoutClient) -> dict[str, Any]:
     if job.mask is not None:
         upload = client.upload(_read(job.mask, "--mask"), job.mask.name)
         chosen["mask"] = {"upload_id": upload["id"]}
+    if job.adapters:
+        chosen["adapters"] = []
+    for text in job.adapters:
+        adapter, scale, image = _uploaded(text, "--adapter", "ADAPTER=IMAGE", client)
+        chosen["adapters"].append({"model": adapter, "image": image, "scale": scale})
     prompt = job.prompt
     if job.reference is not None:
         chosen["reference"] = reference_of(job.reference, client)
@@ -122,6 +125,18 @@ def save(client: ReadoutClient, generation: Generation, out: Path) -> list[Path]
         pictures.append(path)
     (out / "manifest.json").write_bytes(client.download(result["manifest_url"]))
     return pictures
+
+
+def _uploaded(
+    text: str, option: str, form: str, client: ReadoutClient
+) -> tuple[str, float | None, dict[str, Any]]:
+    """The name, the strength and the uploaded image of ``name=image.png:strength``."""
+    name, separator, rest = text.partition("=")
+    if not name or not separator:
+        raise BadArgument(f"{option} {text}: write {form}, such as pose=pose.png:0.8")
+    path, strength = _split_weight(rest)
+    upload = client.upload(_read(path, option), path.name)
+    return name, strength, {"upload_id": upload["id"]}
 
 
 def _control(head: str, weight: float | None, **target: Any) -> dict[str, Any]:

@@ -124,6 +124,39 @@ class RunConfig(Strict):
         return self.image_size // 2 ** (len(self.vae.channels) - 1)
 
 
+class AdapterData(Strict):
+    """Packed renders with their poses."""
+
+    folder: Path
+    count: int = Field(gt=0)
+    workers: int = Field(2, ge=1)
+
+
+class AdaptersConfig(Strict):
+    """A ControlNet and a T2I-Adapter of a demo base model, which stays frozen."""
+
+    model: str
+    """A model of the built-in registry."""
+    image_size: int
+    seed: int = 0
+    threads: int = Field(1, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    data: AdapterData
+    early_samples: int = Field(gt=0)
+    """The early checkpoint is the averaged weights after so many samples."""
+    controlnet: PlanConfig
+    t2i_adapter: PlanConfig
+    embedding_channels: tuple[int, ...]
+    """Of ControlNet's conditioning embedding, which halves the control image once a level after the
+    first: as often as the autoencoder does."""
+    ema_decay: float = 0.998
+    empty_caption_probability: float = 0.1
+    without_pose_probability: float = 0.5
+    """How often the caption leaves the pose to the control image."""
+    weight_limit: float = 5.0
+    """Of the noise prediction's error: min(1 / ᾱ, limit), so that structure counts."""
+
+
 def load_config(path: str | Path) -> RunConfig:
     """Reads a YAML configuration; unknown fields raise pydantic's ValidationError."""
     return RunConfig.model_validate(yaml.safe_load(Path(path).read_text()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from demo_model.config import RunConfig
+from demo_model.config import AdaptersConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def cpu_has_fast_bfloat16() -> bool:
     return bool(capability.get("amx_bf16") or capability.get("avx512_bf16"))
 
 
-def choose_device(config: RunConfig) -> Device:
+def choose_device(config: RunConfig | AdaptersConfig) -> Device:
     """CUDA where there is one; bfloat16 where the hardware has it; also sets threads."""
     torch.set_num_threads(config.threads)
     cuda = torch.cuda.is_available()

@@ -17,9 +17,11 @@ from tqdm import tqdm
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.targets import image_target
 from openpose import draw_pose
+from worker.adapters import AdapterInput
 from worker.guidance import ReadoutTarget
 from worker.models import ModelCache
 from worker.objectives import spatial_distance
+from worker.plan import AdapterGradient
 from worker.sampler import Branch, Form, SampleItem, SamplingPlan, UpdateRule, sample
 from world.captions import caption
 from world.labels import as_bytes, depth_image, edge_image
@@ -45,6 +47,8 @@ class Condition:
     guidance_scale: float | None = None
     eta: float = 1.0
     pose_words: bool = False
+    adapter: str | None = None
+    adapter_gradient: AdapterGradient | None = None
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,19 @@ class Studio:
         path = self.cache / f"{key}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            pictures = self._generate(condition, scenes, rows)
+            pictures = self.generate(condition, scenes, rows)
             np.save(path, (pictures * 255).round().to(torch.uint8).numpy())
         return torch.from_numpy(np.load(path)).float() / 255
 
-    def _generate(self, condition: Condition, scenes: Scenes, rows: range) -> torch.Tensor:
+    def generate(self, condition: Condition, scenes: Scenes, rows: range) -> torch.Tensor:
+        """Pictures of some of the scenes, computed now."""
         model = self.models.model(condition.model)
         items = [
             SampleItem(
                 caption(scenes.renders[row].scene, pose=condition.pose_words),
                 seed=row,
                 targets=self._targets(condition, scenes, row),
+                adapters=self._adapters(condition, scenes, row),
             )
             for row in rows
         ]
@@ -143,8 +149,12 @@ class Studio:
             form=defaults.form,
             branch=defaults.branch,
             update_rule=defaults.update_rule,
+            adapter_gradient=defaults.adapter_gradient,
         )
-        names = ("form", "branch", "update_rule", "num_inference_steps", "guidance_scale")
+        names = (
+            "form", "branch", "update_rule", "num_inference_steps", "guidance_scale",
+            "adapter_gradient",
+        )  # fmt: skip
         changes = {name: getattr(condition, name) for name in names}
         return replace(plan, **{k: value for k, value in changes.items() if value is not None})
 
@@ -176,6 +186,17 @@ class Studio:
             ),
         )
 
+    def _adapters(self, condition: Condition, scenes: Scenes, row: int) -> tuple[AdapterInput, ...]:
+        """The pose adapter, by its own defaults, on the scene's pose."""
+        if condition.adapter is None:
+            return ()
+        manifest = self.models.catalogue.model(condition.model)
+        adapter = self.models.adapter(condition.model, condition.adapter)
+        size = (manifest.height, manifest.width)
+        image = image_target(scenes.control(row, "pose"), size, (0.0, 1.0))
+        defaults = adapter.manifest.defaults
+        return (AdapterInput(adapter, image, defaults.scale, defaults.span),)
+
     def _strength(self, condition: Condition) -> tuple[float, tuple[float, float]]:
         """Weight and span: the condition's, or the head's, or the model's."""
         assert condition.signal is not None
@@ -198,5 +219,11 @@ class Studio:
             head = catalogue.head(manifest, condition.signal)
             scale = head.update_scale or manifest.update_scale
             made_of += [head.sha256, scale, *self._strength(condition)]
-        text = json.dumps([*made_of, asdict(plan)])
+        shared = asdict(plan)
+        gradient = shared.pop("adapter_gradient")
+        if condition.adapter is not None:
+            adapter = catalogue.adapter(manifest, condition.adapter)
+            made_of += [adapter.sha256, adapter.defaults.model_dump()]
+            made_of += [gradient] if condition.signal else []
+        text = json.dumps([*made_of, shared])
         return hashlib.sha256(text.encode()).hexdigest()[:16]

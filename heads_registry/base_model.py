@@ -38,6 +38,13 @@ class Conditioning:
     pooled_embeds: Float[Tensor, "batch channels"] | None = None
     time_ids: Float[Tensor, "batch 6"] | None = None
 
+    @property
+    def added(self) -> dict[str, Tensor | None] | None:
+        """SDXL's added conditions as diffusers takes them; None for SD."""
+        if self.pooled_embeds is None:
+            return None
+        return {"text_embeds": self.pooled_embeds, "time_ids": self.time_ids}
+
     def __getitem__(self, rows: Sequence[int] | slice) -> Conditioning:
         """The conditioning of some items."""
         index = list(rows) if not isinstance(rows, slice) else rows
@@ -62,6 +69,32 @@ class Conditioning:
             join([part.pooled_embeds for part in parts]),
             join([part.time_ids for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What adapters add to a U-Net pass; every tensor has all rows of the batch.
+
+    Attributes:
+        down: ControlNet's, one for each output of the encoder that the decoder is fed.
+        mid: ControlNet's, of the middle block; None without `down`.
+        intrablock: T2I-Adapter's, one for each of the first blocks of the encoder.
+    """
+
+    down: tuple[Tensor, ...] = ()
+    mid: Tensor | None = None
+    intrablock: tuple[Tensor, ...] = ()
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """As the U-Net's forward takes them; it pops from the list, so that is a new one."""
+        arguments: dict[str, object] = {}
+        if self.down:
+            arguments["down_block_additional_residuals"] = self.down
+            arguments["mid_block_additional_residual"] = self.mid
+        if self.intrablock:
+            arguments["down_intrablock_additional_residuals"] = list(self.intrablock)
+        return arguments
 
 
 class BaseModel:
@@ -186,22 +219,21 @@ class BaseModel:
         )
 
     def denoise(
-        self, latents: Latents, timestep: Float[Tensor, ""], conditioning: Conditioning
+        self,
+        latents: Latents,
+        timestep: Float[Tensor, ""],
+        conditioning: Conditioning,
+        residuals: Residuals | None = None,
     ) -> Latents:
         """One U-Net pass: the predicted noise of (batch, 4, h, w) latents, in `latent_dtype`."""
-        added = {}
-        if conditioning.pooled_embeds is not None:
-            added = {
-                "text_embeds": conditioning.pooled_embeds,
-                "time_ids": conditioning.time_ids,
-            }
         sample = latents.to(self.dtype, memory_format=torch.channels_last)
         output: Tensor = self.unet(
             sample,
             timestep,
             encoder_hidden_states=conditioning.prompt_embeds,
-            added_cond_kwargs=added or None,
+            added_cond_kwargs=conditioning.added,
             return_dict=False,
+            **(residuals.arguments if residuals else {}),
         )[0]
         return output.to(self.latent_dtype)
 

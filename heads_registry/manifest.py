@@ -1,14 +1,16 @@
-"""Manifests of readout heads and base models, and the catalogue of what is installed; torch-free.
+"""Manifests of models, readout heads and adapters, and the catalogue of them; torch-free.
 
-A *registry directory* holds ``models/*.yaml`` and ``heads/*.yaml`` with their weights beside them.
-The built-in one ships the demo model; users name more of them in ``READOUT_REGISTRY_DIRS``.
-Errors:
+A *registry directory* holds ``models/*.yaml``, ``heads/*.yaml`` and ``adapters/*.yaml`` with their
+weights beside them. The built-in one ships the demo model; users name more of them in
+``READOUT_REGISTRY_DIRS``. Errors:
 
     RegistryError
-    ├── ManifestError      a manifest is not valid YAML or breaks its schema; names file and field
-    ├── UnknownModel       no model of that name is installed
-    ├── UnknownHead        no head of that name is installed for the model's family
-    └── IncompatibleHead   the head belongs to another base-model family
+    ├── ManifestError         a manifest is not valid YAML or breaks its schema; says where
+    ├── UnknownModel          no model of that name is installed
+    ├── UnknownHead           no head of that name is installed for the model's family
+    ├── IncompatibleHead      the head belongs to another base-model family
+    ├── UnknownAdapter        no adapter of that name is installed for the model's family
+    └── IncompatibleAdapter   the adapter belongs to another base-model family
 """
 
 from __future__ import annotations
@@ -48,6 +50,14 @@ class IncompatibleHead(RegistryError):
     """The head belongs to another base-model family than the model asked for."""
 
 
+class UnknownAdapter(RegistryError):
+    """No adapter of that name is installed for the model's family."""
+
+
+class IncompatibleAdapter(RegistryError):
+    """The adapter belongs to another base-model family than the model asked for."""
+
+
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     _path: Path = PrivateAttr()
@@ -74,6 +84,26 @@ class _Manifest(BaseModel):
             raise ManifestError(f"{path}: {where}: {first['msg']}") from error
         manifest._path = path.resolve()
         return manifest
+
+
+class _Pretrained(_Manifest):
+    """What diffusers' `from_pretrained` loads."""
+
+    source: str = Field(
+        description="a directory (relative to this manifest, './…' or absolute) or a hub id"
+    )
+    revision: str | None = None
+    variant: str | None = Field(None, description="file variant on the hub, such as fp16")
+    sha256: dict[str, Sha256] = Field(
+        default_factory=dict, description="weights file → hash, for what is shipped"
+    )
+
+    @property
+    def location(self) -> str:
+        """What `from_pretrained` is given: an absolute directory, or the hub id as it stands."""
+        if self.source.startswith((".", "/")):
+            return str((self.directory / self.source).resolve())
+        return self.source
 
 
 class GuidanceDefaults(BaseModel):
@@ -180,9 +210,10 @@ class SamplingDefaults(BaseModel):
     form: Literal["one_pass", "two_pass"] = "two_pass"
     branch: Literal["unconditional", "conditional", "both"] = "unconditional"
     update_rule: Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"] = "elementwise"
+    adapter_gradient: Literal["constant", "full"] = "constant"
 
 
-class ModelManifest(_Manifest):
+class ModelManifest(_Pretrained):
     """What a base model is, where it comes from, and the defaults and limits it is served with."""
 
     name: Name
@@ -190,11 +221,6 @@ class ModelManifest(_Manifest):
     description: str = ""
     family: Name = Field(description="heads trained on this family fit")
     pipeline: Literal["stable-diffusion", "stable-diffusion-xl"]
-    source: str = Field(
-        description="a directory (relative to this manifest, './…' or absolute) or a hub id"
-    )
-    revision: str | None = None
-    variant: str | None = Field(None, description="file variant on the hub, such as fp16")
     height: int = Field(512, gt=0)
     width: int = Field(512, gt=0)
     size_multiple: int = Field(8, gt=0, description="height and width must be multiples of it, px")
@@ -209,25 +235,64 @@ class ModelManifest(_Manifest):
     tasks: dict[Literal["spatial", "drag", "appearance", "identity"], TaskDefaults] = Field(
         default_factory=dict, description="defaults of single tasks; relative controls' weights too"
     )
-    sha256: dict[str, Sha256] = Field(
-        default_factory=dict, description="weights file → hash, for models that are shipped"
-    )
     licence: str
     metrics: dict[str, Any] = Field(default_factory=dict)
 
+
+class AdapterDefaults(BaseModel):
+    """How strongly and when an adapter acts where the request does not say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scale: float = Field(1.0, ge=0, le=10)
+    span: tuple[Fraction, Fraction] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.span[0] >= self.span[1]:
+            raise ValueError("span must be [start, end] with start < end")
+        return self
+
+
+class AdapterManifest(_Pretrained):
+    """A ControlNet or a T2I-Adapter: what it is, where it is, and what it takes."""
+
+    name: Name
+    title: str
+    description: str = ""
+    type: Literal["controlnet", "t2i_adapter"]
+    base_model: Name = Field(description="base-model family; fine-tuned checkpoints of it count")
+    conditioning: Literal["pose", "depth", "edge", "other"] = Field(
+        description="what its image shows; `pose` accepts OpenPose key points"
+    )
+    resampling: Literal["area", "bicubic", "nearest"] = Field(
+        "bicubic", description="how an image is brought to the picture's size"
+    )
+    size_multiple: int = Field(
+        1, gt=0, description="height and width must be multiples of it, px, beside the model's"
+    )
+    max_scale: float = Field(2.0, gt=0, le=10, description="largest `scale` of a request")
+    defaults: AdapterDefaults = AdapterDefaults()
+    licence: str
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.defaults.scale > self.max_scale:
+            raise ValueError("defaults.scale must not be above max_scale")
+        return self
+
     @property
-    def location(self) -> str:
-        """What `from_pretrained` is given: an absolute directory, or the hub id as it stands."""
-        if self.source.startswith((".", "/")):
-            return str((self.directory / self.source).resolve())
-        return self.source
+    def id(self) -> str:
+        """Unique name: ``family/adapter``."""
+        return f"{self.base_model}/{self.name}"
 
 
-M = TypeVar("M", ModelManifest, HeadManifest)
+M = TypeVar("M", ModelManifest, HeadManifest, AdapterManifest)
+Part = TypeVar("Part", HeadManifest, AdapterManifest)
 
 
 class Catalogue:
-    """Every model and head in a list of registry directories; later directories win by name."""
+    """Every model, head and adapter in a list of registry directories; later ones win by name."""
 
     def __init__(self, directories: Iterable[Path] = (BUILTIN_DIR,)) -> None:
         """Read all manifests.
@@ -237,6 +302,7 @@ class Catalogue:
         """
         self.models: dict[str, ModelManifest] = {}
         self._heads: dict[str, HeadManifest] = {}
+        self._adapters: dict[str, AdapterManifest] = {}
         for directory in directories:
             if not directory.is_dir():
                 raise ManifestError(f"{directory}: no such registry directory")
@@ -244,6 +310,13 @@ class Catalogue:
                 self.models[model.name] = model
             for head in _load_all(HeadManifest, directory / "heads"):
                 self._heads[head.id] = head
+            for adapter in _load_all(AdapterManifest, directory / "adapters"):
+                self._adapters[adapter.id] = adapter
+
+    @property
+    def adapters(self) -> tuple[AdapterManifest, ...]:
+        """All adapters, by id."""
+        return tuple(self._adapters[key] for key in sorted(self._adapters))
 
     @property
     def heads(self) -> tuple[HeadManifest, ...]:
@@ -272,21 +345,48 @@ class Catalogue:
             UnknownHead: names the heads that fit the model.
             IncompatibleHead: such a head exists, for another family.
         """
-        head_id = name if "/" in name else f"{model.family}/{name}"
-        head = self._heads.get(head_id)
-        if head is not None and head.base_model == model.family:
+        head, told, other = _find("head", self._heads, model, name)
+        if head is not None:
             return head
-        fitting = ", ".join(head.name for head in self.heads_for(model)) or "none"
-        bare = head_id.rpartition("/")[2]
-        others = sorted(head.base_model for head in self.heads if head.name == bare)
-        if head is not None or others:
-            raise IncompatibleHead(
-                f"head {name!r} belongs to the {' and '.join(others)} family, but model "
-                f"{model.name!r} is of family {model.family!r}; heads that fit: {fitting}"
-            )
-        raise UnknownHead(
-            f"no head {name!r} is installed for model {model.name!r}; heads that fit: {fitting}"
+        raise IncompatibleHead(told) if other else UnknownHead(told)
+
+    def adapters_for(self, model: ModelManifest) -> tuple[AdapterManifest, ...]:
+        """Every adapter of the model's family."""
+        return tuple(adapter for adapter in self.adapters if adapter.base_model == model.family)
+
+    def adapter(self, model: ModelManifest, name: str) -> AdapterManifest:
+        """The adapter that `name` (``canny`` or ``family/canny``) means for `model`.
+
+        Raises:
+            UnknownAdapter: names the adapters that fit the model.
+            IncompatibleAdapter: such an adapter exists, for another family.
+        """
+        adapter, told, other = _find("adapter", self._adapters, model, name)
+        if adapter is not None:
+            return adapter
+        raise IncompatibleAdapter(told) if other else UnknownAdapter(told)
+
+
+def _find(
+    what: str, installed: dict[str, Part], model: ModelManifest, name: str
+) -> tuple[Part | None, str, bool]:
+    """The part of the model's family; or why there is none, and whether another family has it."""
+    part_id = name if "/" in name else f"{model.family}/{name}"
+    part = installed.get(part_id)
+    if part is not None and part.base_model == model.family:
+        return part, "", False
+    parts = [installed[key] for key in sorted(installed)]
+    fitting = ", ".join(one.name for one in parts if one.base_model == model.family) or "none"
+    bare = part_id.rpartition("/")[2]
+    others = [one.base_model for one in parts if one.name == bare]
+    if part is not None or others:
+        told = (
+            f"{what} {name!r} belongs to the {' and '.join(others)} family, but model "
+            f"{model.name!r} is of family {model.family!r}; {what}s that fit: {fitting}"
         )
+        return None, told, True
+    told = f"no {what} {name!r} is installed for model {model.name!r}; {what}s that fit: {fitting}"
+    return None, told, False
 
 
 def _load_all(kind: type[M], directory: Path) -> list[M]:

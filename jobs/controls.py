@@ -161,6 +161,24 @@ Control = Annotated[
 ]
 
 
+class Adapter(Frozen):
+    """A ControlNet or T2I-Adapter that sees an image (section 7)."""
+
+    type: Literal["controlnet", "t2i_adapter"]
+    model: str = Field(description="adapter id, family/name")
+    image: StoredImage | None = None
+    pose: Pose | None = None
+    fit: Literal["cover", "contain", "stretch"] = "cover"
+    scale: float = Field(ge=0, le=10, allow_inf_nan=False)
+    span: Span
+
+    @model_validator(mode="after")
+    def _one_image(self) -> Self:
+        if (self.image is None) == (self.pose is None):
+            raise ValueError("exactly one of image and pose must be given")
+        return self
+
+
 class Origin(Frozen):
     """The picture of an earlier generation that a reference is."""
 

@@ -1,9 +1,9 @@
 """What this deployment has measured: seconds and memory of jobs like one that is asked about.
 
-Jobs are alike when they agree in model, size, guidance form, controls (heads and spans) and, to a
-tenth, in the part of the schedule that an init image skips; seconds are kept per picture and step,
-and of jobs that were computed alone and warm. The last 50 of each kind are kept for a month. What
-was never measured is not guessed.
+Jobs are alike when they agree in model, size, guidance form, controls (heads and spans), adapters
+and, to a tenth, in the part of the schedule that an init image skips; seconds are kept per picture
+and step, and of jobs that were computed alone and warm. The last 50 of each kind are kept for a
+month. What was never measured is not guessed.
 """
 
 from __future__ import annotations
@@ -118,6 +118,9 @@ def kind(request: GenerationRequest) -> str:
     shared["first"] = round(request.first_step / request.num_inference_steps, 1)
     shared["guidance"] = request.guidance_scale > 1
     shared["controls"] = sorted(f"{one.type} {one.head} {one.span}" for one in request.controls)
+    if request.adapters:
+        shared["adapters"] = sorted(f"{one.model} {one.span}" for one in request.adapters)
+        shared["adapter_gradient"] = request.adapter_gradient
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from jobs.controls import (
     MAX_SEED,
+    Adapter,
     AppearanceControl,
     Control,
     CorrespondenceControl,
@@ -33,6 +34,7 @@ from jobs.controls import (
 
 __all__ = [
     "MAX_SEED",
+    "Adapter",
     "Animation",
     "AppearanceControl",
     "Control",
@@ -109,6 +111,10 @@ class GenerationRequest(Frozen):
     branch: Literal["unconditional", "conditional", "both"]
     update_rule: Literal["elementwise", "rms", "unnormalized", "timestep_rescaled"]
     controls: tuple[Control, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    adapter_gradient: Literal["constant", "full"] = Field(
+        "constant", description="whether the readout gradient goes through ControlNets, too"
+    )
     reference: Reference | None = Field(None, description="what relative controls compare with")
     start: Literal["seed", "reference"] = Field(
         "seed", description="whose noise the picture begins with"

@@ -17,7 +17,7 @@ import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from jobs.request import GenerationRequest
+from jobs.request import Adapter, Control, GenerationRequest
 
 REFERENCE_PIXELS = 512 * 512
 
@@ -37,20 +37,28 @@ class Priority(StrEnum):
 def cost(request: GenerationRequest) -> float:
     """Work in steps of one picture of 512 × 512 px; a guided step counts twice.
 
-    A reference counts as one more picture, although it may be known already.
+    A reference counts as one more picture, although it may be known already; a ControlNet, which is
+    the U-Net's encoder and runs once a pass, as half a picture.
     """
-    steps, first = request.num_inference_steps, request.first_step / request.num_inference_steps
-    spans = [(max(control.span[0], first), control.span[1]) for control in request.controls]
-    guided = steps * max((end - start for start, end in spans if end > start), default=0.0)
+    steps = range(request.first_step, request.num_inference_steps)
+
+    def acting(part: Control | Adapter) -> float:
+        """Steps on which it acts, of those that are run."""
+        start, end = (fraction * steps.stop for fraction in part.span)
+        return max(0.0, end - max(start, steps.start))
+
+    guided = max((acting(control) for control in request.controls), default=0.0)
+    controlnets = [adapter for adapter in request.adapters if adapter.type == "controlnet"]
+    beside = 0.5 * sum(acting(adapter) for adapter in controlnets) / len(steps)
     size = request.height * request.width / REFERENCE_PIXELS
-    reference = steps if request.reference is not None else 0
-    return (request.num_samples * (request.num_steps + guided) + reference) * size
+    reference = steps.stop if request.reference is not None else 0
+    return (request.num_samples * (len(steps) + guided) * (1 + beside) + reference) * size
 
 
 def batch_group(request: GenerationRequest) -> str:
     """Jobs with the same one may share a sampler batch: model, size, steps, guidance and heads.
 
-    Of those with a reference, edits of the same one.
+    Of those with a reference, edits of the same one. Adapters may differ: each sees its own rows.
     """
     shared = request.model_dump(
         mode="json",
@@ -64,6 +72,7 @@ def batch_group(request: GenerationRequest) -> str:
             "form",
             "branch",
             "update_rule",
+            "adapter_gradient",
             "reference",
         },
     )

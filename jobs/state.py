@@ -41,6 +41,8 @@ class FailureCode(StrEnum):
     UNKNOWN_HEAD = "unknown_head"
     INCOMPATIBLE_HEAD = "incompatible_head"
     UNSUPPORTED_FORMAT = "unsupported_format"
+    UNKNOWN_ADAPTER = "unknown_adapter"
+    INCOMPATIBLE_ADAPTER = "incompatible_adapter"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"

@@ -181,6 +181,31 @@ class HeadList(Strict):
     items: list[HeadView]
 
 
+class AdapterView(Strict):
+    """A ControlNet or a T2I-Adapter."""
+
+    id: str = Field(description="`family/name`; the bare name works for any model of the family")
+    name: str
+    title: str
+    description: str
+    type: Literal["controlnet", "t2i_adapter"]
+    conditioning: str = Field(description="what its image shows")
+    family: str
+    models: list[str] = Field(description="installed models it fits")
+    accepts: list[Literal["image", "keypoints"]]
+    defaults: dict[str, Any] = Field(description="`scale` and `span`")
+    max_scale: float = Field(description="largest `scale` of a request")
+    size_multiple: int = Field(description="height and width must be multiples of it, px")
+    metrics: dict[str, Any]
+    licence: str
+
+
+class AdapterList(Strict):
+    """Adapters by id."""
+
+    items: list[AdapterView]
+
+
 class ModelView(Strict):
     """A base model with the defaults and ranges of every request field."""
 
@@ -191,6 +216,7 @@ class ModelView(Strict):
     pipeline: str
     is_default: bool
     heads: list[str] = Field(description="ids of the heads that fit")
+    adapters: list[str] = Field(description="ids of the adapters that fit")
     parameters: dict[str, ParameterView] = Field(
         description="by request field; `controls[].weight` is the weight of a control"
     )

@@ -27,8 +27,8 @@ def check_prompts(asked: schemas.GenerationParameters, model: ModelManifest) -> 
                 f"#/{name}",
                 f"{len(text)} characters; model {model.name!r} takes {model.max_prompt_chars}",
             )
-    has_other = asked.controls or asked.reference or asked.init_image
-    if not asked.prompt.strip() and not has_other:
+    followed = asked.controls or asked.adapters or asked.reference or asked.init_image
+    if not asked.prompt.strip() and not followed:
         raise InvalidRequest.at(
             "#/prompt", "empty, and there is no control: say what to draw, or add a control"
         )
@@ -125,6 +125,30 @@ def check_evolution(asked: schemas.GenerationParameters, steps: range) -> None:
                 f"#/output/evolution_steps/{index}",
                 f"step {step} is not run: the steps are {steps.start} to {steps.stop - 1}",
             )
+
+
+def guided_steps(span: tuple[float, float], num_inference_steps: int) -> range:
+    """The steps that a span means; its ends are rounded, as in the sampler (REFERENCE 4.11)."""
+    start, end = (round(fraction * num_inference_steps) for fraction in span)
+    return range(start, end)
+
+
+def check_span(span: tuple[float, float], steps: range, pointer: str, what: str) -> None:
+    """Whether a control or an adapter acts at any of the steps that are run."""
+    guided = guided_steps(span, steps.stop)
+    if not guided:
+        raise InvalidRequest.at(
+            pointer,
+            f"{list(span)} contains none of the {steps.stop} steps, so the {what} "
+            "would do nothing; widen it or take more steps",
+        )
+    if guided.stop <= steps.start:
+        raise InvalidRequest.at(
+            pointer,
+            f"{list(span)} ends before step {steps.start} of {steps.stop}, the first that is run "
+            f"at this strength, so the {what} would do nothing; end it later, such as at 1, or "
+            "raise the strength",
+        )
 
 
 def check_candidates(

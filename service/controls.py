@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from jobs.request import MAX_SEED
 from service.keypoints import OpenPoseKeypoints
 from service.strict import Strict
 
 MAX_WEIGHT = 10.0
+MAX_SCALE = 10.0
 MAX_POINTS = 64
 MAX_BOXES = 16
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -167,6 +168,48 @@ Control = Annotated[
     SpatialControl | CorrespondenceControl | AppearanceControl | IdentityControl,
     Field(discriminator="type"),
 ]
+
+
+class Adapter(Strict):
+    """A ControlNet or a T2I-Adapter beside the controls: what it is shown, how strongly and when.
+
+    Adapters add to what the model computes; controls then correct the picture (section 7).
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["keypoints"]}]}
+    )
+    type: Literal["controlnet", "t2i_adapter"] | None = Field(
+        None, description="null: what the adapter is"
+    )
+    model: HeadName = Field(description="an adapter of GET /v1/adapters, or `family/name`")
+    image: ImageSource | None = None
+    keypoints: OpenPoseKeypoints | None = Field(
+        None, description="instead of an image, for adapters whose `accepts` lists keypoints"
+    )
+    fit: Fit = Field(
+        "cover", description="how an image of another aspect ratio is fitted to the picture"
+    )
+    scale: Annotated[float, Field(ge=0, le=MAX_SCALE)] | None = Field(
+        None, description="strength; 0 is off, 1 as it was trained; null: the adapter's default"
+    )
+    span: Span | None = Field(
+        None, description="[start, end) of the steps it acts on, as fractions; null: the default"
+    )
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        if (self.image is None) == (self.keypoints is None):
+            raise ValueError("give exactly one of image and keypoints")
+        return self
+
+    @field_validator("span")
+    @classmethod
+    def _ordered(cls, span: tuple[float, float] | None) -> tuple[float, float] | None:
+        if span is not None and span[0] >= span[1]:
+            raise ValueError(f"span must be [start, end] with start < end; got {list(span)}")
+        return span
+
 
 _SOURCES = ("upload_id", "base64", "generation", "seed")
 _ONE_SOURCE: list[Any] = [{"required": [source]} for source in (*_SOURCES[:3], "seed")]

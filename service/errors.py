@@ -12,6 +12,7 @@
     ├── UnsupportedMediaType     415  a content type or image format that is not accepted
     ├── InvalidRequest           422  a field is wrong; its subclasses name the commonest reasons
     │   ├── UnknownModelName, UnknownHeadName, IncompatibleHeadName, UnknownUpload
+    │   ├── UnknownAdapterName, IncompatibleAdapterName
     │   ├── IdempotencyKeyReused
     │   ├── InvalidBatch, with the errors of every item
     │   ├── UnusableReference
@@ -169,6 +170,18 @@ class IncompatibleHeadName(InvalidRequest):
     """The head belongs to another family of models."""
 
     code, title = "incompatible_head", "Incompatible head"
+
+
+class UnknownAdapterName(InvalidRequest):
+    """No adapter of that name is installed."""
+
+    code, title = "unknown_adapter", "Unknown adapter"
+
+
+class IncompatibleAdapterName(InvalidRequest):
+    """The adapter belongs to another family of models, or is of another type."""
+
+    code, title = "incompatible_adapter", "Incompatible adapter"
 
 
 class UnknownUpload(InvalidRequest):

@@ -96,7 +96,7 @@ def echo_reference(reference: Reference) -> schemas.Reference:
 def _of_generation(
     asked: schemas.Reference, known: Known, find_record: FindRecord
 ) -> tuple[Reference, dict[str, Any]]:
-    """An unguided picture is sampled again; one that followed controls is inverted."""
+    """An unguided picture is sampled again; one that followed controls or adapters is inverted."""
     for name in ("prompt", "negative_prompt"):
         if getattr(asked, name) is not None:
             raise UnusableReference.at(
@@ -201,7 +201,7 @@ def _check_same(record: JobRecord, known: Known) -> None:
 
 def _is_plain(request: GenerationRequest) -> bool:
     """Whether prompt and seed alone made it."""
-    return not request.controls and request.init_image is None
+    return not (request.controls or request.adapters or request.init_image)
 
 
 def _or(value: Any, default: Any) -> Any:

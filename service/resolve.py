@@ -28,7 +28,7 @@ from jobs.request import (
     SpatialControl,
     Task,
 )
-from service import schemas
+from service import adapters, schemas
 from service.checks import (
     check_animation,
     check_candidates,
@@ -37,6 +37,7 @@ from service.checks import (
     check_prompts,
     check_reference,
     check_size,
+    check_span,
 )
 from service.controls import Control as AskedControl
 from service.errors import (
@@ -66,6 +67,7 @@ MODEL_DEFAULTS = (
     "form",
     "branch",
     "update_rule",
+    "adapter_gradient",
 )
 """Request fields whose default is in the model's manifest under the same name."""
 
@@ -109,7 +111,10 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
     values = _values(asked, task, model, defaults) | size
     steps, strength = _steps(asked, start, values["num_inference_steps"])
     check_evolution(asked, steps)
-    draft = _Draft(asked, task, model, Picture(**size, in_pixels=asked.unit == "px"), values, steps)
+    picture = Picture(**size, in_pixels=asked.unit == "px")
+    draft = _Draft(asked, task, model, picture, values, steps)
+    known = adapters.Known(doors.catalogue, model, picture, steps)
+    beside = adapters.find_adapters(asked, controls, known)
     resolved = [
         draft.control(control, index, head, doors.take_image)
         for index, (control, head) in enumerate(zip(controls, heads, strict=True))
@@ -126,6 +131,12 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         num_images=_num_images(asked),
         seed=_seed(asked, reference, start, values["eta"]),
         controls=tuple(resolved),
+        adapters=tuple(
+            adapters.resolve_adapter(
+                one, manifest, f"#/adapters/{index}", picture, doors.take_image
+            )
+            for index, (one, manifest) in enumerate(zip(asked.adapters, beside, strict=True))
+        ),
         reference=reference,
         start=start,
         init_image=init_image,
@@ -136,12 +147,6 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         ),
         **values,
     )
-
-
-def guided_steps(span: tuple[float, float], num_inference_steps: int) -> range:
-    """The steps that a span means; its ends are rounded, as in the sampler (REFERENCE 4.11)."""
-    start, end = (round(fraction * num_inference_steps) for fraction in span)
-    return range(start, end)
 
 
 def _steps(
@@ -337,18 +342,5 @@ class _Draft:
 
     def _span(self, control: AskedControl, pointer: str, head: HeadManifest) -> tuple[float, float]:
         span: tuple[float, float] = self._default("span", control, head)
-        guided = guided_steps(span, self.steps.stop)
-        if not guided:
-            raise InvalidRequest.at(
-                f"{pointer}/span",
-                f"{list(span)} contains none of the {self.steps.stop} steps, so the control "
-                "would do nothing; widen it or take more steps",
-            )
-        if guided.stop <= self.steps.start:
-            raise InvalidRequest.at(
-                f"{pointer}/span",
-                f"{list(span)} ends before step {self.steps.start} of {self.steps.stop}, the first "
-                "that is run at this strength, so the control would do nothing; end it later, such "
-                "as at 1, or raise the strength",
-            )
+        check_span(span, self.steps, f"{pointer}/span", "control")
         return span

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from jobs.request import MAX_SEED, Task
 from service.controls import (
     MAX_WEIGHT,
+    Adapter,
     AppearanceControl,
     BoxPairs,
     Control,
@@ -27,10 +28,12 @@ from service.controls import (
 from service.strict import Strict
 
 __all__ = [
+    "MAX_ADAPTERS",
     "MAX_CONTROLS",
     "MAX_EVOLUTION_STEPS",
     "MAX_STEPS",
     "MAX_WEIGHT",
+    "Adapter",
     "Animation",
     "AppearanceControl",
     "CorrespondenceControl",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 MAX_CONTROLS = 8
+MAX_ADAPTERS = 4
 MAX_STEPS = 1000
 MAX_EVOLUTION_STEPS = 20
 MAX_SWEEP = 64
@@ -108,6 +112,18 @@ _EXAMPLES: list[Any] = [
         "seed": 8,
         "weight_sweep": [0.0, 0.5, 1.0],
     },
+    {
+        "prompt": "a person in a red shirt, on grass",
+        "adapters": [
+            {
+                "type": "controlnet",
+                "model": "pose-controlnet",
+                "image": {"upload_id": "upl_0123456789abcdef0123456789abcdef"},
+                "scale": 1.0,
+            }
+        ],
+        "seed": 7,
+    },
 ]
 
 
@@ -155,6 +171,13 @@ class GenerationParameters(Strict):
     )
     controls: Annotated[tuple[Control, ...], Field(strict=False, max_length=MAX_CONTROLS)] = Field(
         (), description="what the picture should follow, beside the prompt"
+    )
+    adapters: Annotated[tuple[Adapter, ...], Field(strict=False, max_length=MAX_ADAPTERS)] = Field(
+        (), description="ControlNets and T2I-Adapters, which act beside the controls"
+    )
+    adapter_gradient: Literal["constant", "full"] | None = Field(
+        None,
+        description="whether the readout gradient goes through ControlNets, which takes longer",
     )
     reference: Reference | None = Field(
         None, description="what correspondence, appearance and identity controls compare with"

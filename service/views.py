@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from heads_registry.manifest import Catalogue, HeadManifest, ModelManifest
+from heads_registry.manifest import AdapterManifest, Catalogue, HeadManifest, ModelManifest
 from jobs.record import JobRecord
 from jobs.result import ResultSummary, StoredAnimation, StoredReadout, StoredResult
 from jobs.store import ObjectStore
@@ -84,6 +84,27 @@ def head_view(head: HeadManifest, catalogue: Catalogue) -> answers.HeadView:
     )
 
 
+def adapter_view(adapter: AdapterManifest, catalogue: Catalogue) -> answers.AdapterView:
+    """An adapter and the models it fits."""
+    is_pose = adapter.conditioning == "pose"
+    return answers.AdapterView(
+        id=adapter.id,
+        name=adapter.name,
+        title=adapter.title,
+        description=adapter.description,
+        type=adapter.type,
+        conditioning=adapter.conditioning,
+        family=adapter.base_model,
+        models=sorted(m.name for m in catalogue.models.values() if m.family == adapter.base_model),
+        accepts=["image", "keypoints"] if is_pose else ["image"],
+        defaults=adapter.defaults.model_dump(),
+        max_scale=adapter.max_scale,
+        size_multiple=adapter.size_multiple,
+        metrics=adapter.metrics,
+        licence=adapter.licence,
+    )
+
+
 def model_view(model: ModelManifest, catalogue: Catalogue, default_model: str) -> answers.ModelView:
     """A model with what every request field may be for it."""
     return answers.ModelView(
@@ -94,6 +115,7 @@ def model_view(model: ModelManifest, catalogue: Catalogue, default_model: str) -
         pipeline=model.pipeline,
         is_default=model.name == default_model,
         heads=[head.id for head in catalogue.heads_for(model)],
+        adapters=[adapter.id for adapter in catalogue.adapters_for(model)],
         parameters=_parameters(model),
         metrics=model.metrics,
         licence=model.licence,
@@ -159,6 +181,7 @@ def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:
     found = {
         **_ranges(schemas.GenerationParameters, ""),
         **_ranges(schemas.SpatialControl, "controls[]."),
+        **_ranges(schemas.Adapter, "adapters[]."),
         **_ranges(schemas.OutputOptions, "output."),
         **_ranges(schemas.Animation, "output.animation."),
     }

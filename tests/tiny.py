@@ -8,7 +8,14 @@ from pathlib import Path
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -134,6 +141,61 @@ def add_relative_heads(directory: Path) -> Path:
     unet = UNet2DConditionModel.from_pretrained(directory / "models" / FAMILY / "unet")
     for kind in ("correspondence", "appearance", "identity"):
         save_tiny_head(directory, unet, kind, "other", kind=kind)
+    return directory
+
+
+def save_tiny_adapter(
+    directory: Path, unet: UNet2DConditionModel, name: str, kind: str, **changes: object
+) -> None:
+    """A random pose adapter for `unet`, as manifest and diffusers folder under ``adapters``.
+
+    A ControlNet's zero convolutions are random here, so that it does something.
+    """
+    torch.manual_seed(hash_of(name))
+    family = str(changes.pop("base_model", FAMILY))
+    is_xl = unet.config.addition_embed_type == "text_time"
+    adapter: ControlNetModel | T2IAdapter
+    if kind == "controlnet":
+        widths = (8, 8, 16, 16) if is_xl else (8, 8, 16)  # halved as often as by the autoencoder
+        adapter = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+        for block in (*adapter.controlnet_down_blocks, adapter.controlnet_mid_block):
+            torch.nn.init.normal_(block.weight, std=0.1)
+        torch.nn.init.normal_(adapter.controlnet_cond_embedding.conv_out.weight, std=0.3)
+    else:
+        channels = list(unet.config.block_out_channels)
+        adapter = T2IAdapter(
+            channels=[*channels, channels[-1]] if is_xl else channels,
+            num_res_blocks=1,
+            downscale_factor=16 if is_xl else 4,
+            adapter_type="full_adapter_xl" if is_xl else "full_adapter",
+        )
+    folder = directory / "adapters" / f"{family}-{name}"
+    adapter.save_pretrained(folder, safe_serialization=True)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    manifest = {
+        "name": name,
+        "title": f"Tiny {name}",
+        "type": kind,
+        "base_model": family,
+        "source": f"./{folder.name}",
+        "conditioning": "pose",
+        "sha256": {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()},
+        "licence": "Apache-2.0",
+    }
+    text = yaml.safe_dump(manifest | changes, sort_keys=False)
+    folder.with_suffix(".yaml").write_text(text)
+
+
+def add_adapters(directory: Path) -> Path:
+    """Two ControlNets and two T2I-Adapters for a tiny registry's model."""
+    unet = UNet2DConditionModel.from_pretrained(directory / "models" / FAMILY / "unet")
+    for name, kind in (
+        ("net", "controlnet"),
+        ("second-net", "controlnet"),
+        ("t2i", "t2i_adapter"),
+        ("second-t2i", "t2i_adapter"),
+    ):
+        save_tiny_adapter(directory, unet, name, kind)
     return directory
 
 

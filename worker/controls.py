@@ -15,6 +15,7 @@ from torch import Tensor
 from heads_registry.base_model import BaseModel
 from heads_registry.targets import fit_image, image_target
 from jobs.controls import Box, Region
+from jobs.request import Adapter as AskedAdapter
 from jobs.request import (
     AppearanceControl,
     CorrespondenceControl,
@@ -25,8 +26,9 @@ from jobs.request import (
     StoredImage,
 )
 from openpose import draw_pose
+from worker.adapters import AdapterInput
 from worker.guidance import Objective, ReadoutTarget, ReferenceReadouts
-from worker.models import LoadedHead
+from worker.models import LoadedAdapter, LoadedHead
 from worker.objectives import Box as GridBox
 from worker.objectives import (
     appearance_distance,
@@ -125,6 +127,16 @@ class Canvas:
             latent_range=None if isinstance(control, CorrespondenceControl) else 1.0,
         )
 
+    def adapter(
+        self, adapter: LoadedAdapter, asked: AskedAdapter, load_image: LoadImage
+    ) -> AdapterInput:
+        """What an adapter is shown: the image at the picture's size, in [0, 1]."""
+        size = (self.request.height, self.request.width)
+        image = control_image(asked, self.request.width, self.request.height, load_image)
+        image = image.convert("L") if adapter.image_channels == 1 else image
+        shown = image_target(image, size, (0.0, 1.0), adapter.manifest.resampling)
+        return AdapterInput(adapter, shown[: adapter.image_channels], asked.scale, asked.span)
+
     def _objective(self, control: AppearanceControl | IdentityControl) -> Objective:
         """What is minimised and reported."""
         if isinstance(control, IdentityControl):
@@ -187,7 +199,7 @@ class Canvas:
 
 
 def control_image(
-    control: SpatialControl, width: int, height: int, load_image: LoadImage
+    control: SpatialControl | AskedAdapter, width: int, height: int, load_image: LoadImage
 ) -> Image.Image:
     """The control as a picture of the output's aspect: fitted, or drawn from its key points."""
     if control.image is not None:

@@ -12,13 +12,16 @@ import torch
 import transformers
 from PIL import Image
 
+from heads_registry.adapters import AdapterLoadError, AdapterMismatch
 from heads_registry.base_model import ModelLoadError
 from heads_registry.loading import HeadMismatch, WeightsError
 from heads_registry.manifest import (
     BUILTIN_DIR,
     Catalogue,
+    IncompatibleAdapter,
     IncompatibleHead,
     RegistryError,
+    UnknownAdapter,
     UnknownHead,
     UnknownModel,
 )
@@ -41,6 +44,10 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
     (UnknownHead, FailureCode.UNKNOWN_HEAD, "{error}"),
     (IncompatibleHead, FailureCode.INCOMPATIBLE_HEAD, "{error}"),
     (HeadMismatch, FailureCode.INCOMPATIBLE_HEAD, "{error}"),
+    (UnknownAdapter, FailureCode.UNKNOWN_ADAPTER, "{error}"),
+    (IncompatibleAdapter, FailureCode.INCOMPATIBLE_ADAPTER, "{error}"),
+    (AdapterMismatch, FailureCode.INCOMPATIBLE_ADAPTER, "{error}"),
+    (AdapterLoadError, FailureCode.INTERNAL, "an adapter cannot be loaded; ask the operator"),
     (ModelLoadError, FailureCode.INTERNAL, "the model cannot be loaded; ask the operator"),
     (WeightsError, FailureCode.INTERNAL, "a head's weights cannot be loaded; ask the operator"),
     (RegistryError, FailureCode.INTERNAL, "the registry is broken; ask the operator"),

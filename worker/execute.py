@@ -116,7 +116,7 @@ def execute_together(
         One execution a request; timings are those of the whole batch.
 
     Raises:
-        RegistryError: a model or a head is not there or does not fit.
+        RegistryError: a model, a head or an adapter is not there or does not fit.
         Diverged: latents are no longer finite; names the picture among all of them.
         InvalidControl, InversionFailed, InvalidMask: a control, the reference or the mask cannot
             be used.
@@ -128,16 +128,20 @@ def execute_together(
         [models.head(request.model, control.head) for control in request.controls]
         for request in requests
     ]
+    adapters = [
+        [models.adapter(request.model, adapter.model) for adapter in request.adapters]
+        for request in requests
+    ]
     clock.lap("load")
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     plan = shared_plan(requests[0])
     prepared = []
-    for request, own in zip(requests, heads, strict=True):
+    for request, own, beside in zip(requests, heads, adapters, strict=True):
         references = References(
             model, plan, models.references, load_image, lambda: on_step(0, len(plan))
         )
-        prepared.append(Prepared(request, model, own, references, load_image))
+        prepared.append(Prepared(request, model, own, beside, references, load_image))
     items = [item for one in prepared for item in one.items]
     item_heads = [one.heads for one in prepared for _ in one.items]
     clock.lap("prepare")
@@ -257,6 +261,7 @@ def shared_plan(request: GenerationRequest) -> SamplingPlan:
         form=request.form,
         branch=request.branch,
         update_rule=request.update_rule,
+        adapter_gradient=request.adapter_gradient,
         evolution_steps=request.output.evolution_steps,
         first_step=request.first_step,
     )

@@ -1,4 +1,4 @@
-"""The cache of loaded base models and readout heads: least recently used goes first, by bytes."""
+"""The cache of loaded models, heads and adapters: least recently used goes first, by bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from heads_registry.adapters import LoadedAdapter, load_adapter
 from heads_registry.base_model import BaseModel
 from heads_registry.loading import check_fit, load_head
 from heads_registry.manifest import Catalogue, HeadManifest
@@ -15,10 +16,14 @@ from heads_registry.networks import ReadoutHead
 from worker.device import resolve_device, resolve_dtype
 from worker.reference_cache import ReferenceCache
 
-__all__ = ["LoadedHead", "ModelCache", "resolve_device", "resolve_dtype"]
+__all__ = ["LoadedAdapter", "LoadedHead", "ModelCache", "resolve_device", "resolve_dtype"]
 
 DEFAULT_REFERENCE_BYTES = 2**30
 """Memory for reference trajectories where no cache is given."""
+
+
+Key = tuple[str, str]
+"""A model's name, and the id of one of its adapters; empty: the model itself."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,10 @@ class LoadedHead:
 
 
 class ModelCache:
-    """Loads models and heads once and keeps them while they fit into `budget_bytes`.
+    """Loads models, heads and adapters once and keeps them while they fit into `budget_bytes`.
 
-    A model takes its heads with it when it goes. The model in use is never dropped, even where it
-    alone is larger than the budget.
+    A model takes its heads and adapters with it when it goes. What was asked for last is never
+    dropped, with its model, even where that alone is larger than the budget.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class ModelCache:
         self.budget_bytes = budget_bytes
         self.device = torch.device(device)
         self.dtype = dtype
-        self._models: OrderedDict[str, BaseModel] = OrderedDict()
+        self._loaded: OrderedDict[Key, BaseModel | LoadedAdapter] = OrderedDict()
         self._heads: dict[tuple[str, str], LoadedHead] = {}
 
     def model(self, name: str) -> BaseModel:
@@ -59,11 +64,11 @@ class ModelCache:
             UnknownModel: it is not in the catalogue.
             ModelLoadError: its files cannot be loaded.
         """
-        if name not in self._models:
-            self._models[name] = BaseModel.load(self.catalogue.model(name), self.device, self.dtype)
-        self._models.move_to_end(name)
-        self._drop_oldest()
-        return self._models[name]
+        model = self._loaded.get((name, ""))
+        if not isinstance(model, BaseModel):
+            model = BaseModel.load(self.catalogue.model(name), self.device, self.dtype)
+        self._use((name, ""), model)
+        return model
 
     def head(self, model_name: str, head_name: str) -> LoadedHead:
         """A head that fits the model, loaded or from the cache.
@@ -80,10 +85,27 @@ class ModelCache:
             self._heads[key] = LoadedHead(manifest, load_head(manifest, self.device))
         return self._heads[key]
 
+    def adapter(self, model_name: str, adapter_name: str) -> LoadedAdapter:
+        """A ControlNet or T2I-Adapter that fits the model, loaded or from the cache.
+
+        Raises:
+            UnknownAdapter, IncompatibleAdapter: see `Catalogue.adapter`.
+            AdapterLoadError: its files are missing, altered or not of its type.
+            AdapterMismatch: it does not fit the model's U-Net.
+        """
+        model = self.model(model_name)
+        manifest = self.catalogue.adapter(self.catalogue.model(model_name), adapter_name)
+        key = (model_name, manifest.id)
+        adapter = self._loaded.get(key)
+        if not isinstance(adapter, LoadedAdapter):
+            adapter = load_adapter(manifest, model)
+        self._use(key, adapter)
+        return adapter
+
     @property
     def loaded(self) -> tuple[str, ...]:
         """Names of the models in the cache, least recently used first."""
-        return tuple(self._models)
+        return tuple(name for name, adapter in self._loaded if not adapter)
 
     @property
     def nbytes(self) -> int:
@@ -93,26 +115,41 @@ class ModelCache:
             for head in self._heads.values()
             for parameter in head.network.parameters()
         )
-        return heads + sum(model.nbytes for model in self._models.values())
+        return heads + sum(part.nbytes for part in self._loaded.values())
 
     def keep_only(self, name: str) -> None:
         """Drop every other model, and what the allocator keeps of earlier runs."""
-        self._models = OrderedDict((key, m) for key, m in self._models.items() if key == name)
-        self._heads = {key: head for key, head in self._heads.items() if key[0] == name}
+        for other in set(self.loaded) - {name}:
+            self._drop((other, ""))
         self._release()
 
     def clear(self) -> None:
         """Drop everything, as after running out of memory."""
-        self._models.clear()
+        self._loaded.clear()
         self._heads.clear()
         self.references.clear()
         self._release()
 
-    def _drop_oldest(self) -> None:
-        while len(self._models) > 1 and self.nbytes > self.budget_bytes:
-            name, _ = self._models.popitem(last=False)
-            self._heads = {key: head for key, head in self._heads.items() if key[0] != name}
+    def _use(self, key: Key, part: BaseModel | LoadedAdapter) -> None:
+        """Remember a part as the last used, and make room for it."""
+        self._loaded[key] = part
+        self._loaded.move_to_end(key)
+        kept = {key, (key[0], "")}
+        while self.nbytes > self.budget_bytes:
+            oldest = next((other for other in self._loaded if other not in kept), None)
+            if oldest is None:
+                return
+            self._drop(oldest)
             self._release()
+
+    def _drop(self, key: Key) -> None:
+        """Forget an adapter; or a model, with its heads and adapters."""
+        name, adapter = key
+        if adapter:
+            del self._loaded[key]
+            return
+        self._loaded = OrderedDict((k, part) for k, part in self._loaded.items() if k[0] != name)
+        self._heads = {k: head for k, head in self._heads.items() if k[0] != name}
 
     def _release(self) -> None:
         gc.collect()  # what a failed run left in cycles

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from heads_registry.base_model import Latents
 from heads_registry.networks import Readout
+from worker.adapters import AdapterInput
 from worker.guidance import ReadoutTarget, UpdateRule
 from worker.passes import Branch
 
 Form = Literal["one_pass", "two_pass"]
+AdapterGradient = Literal["constant", "full"]
 
 
 class Diverged(Exception):
@@ -36,6 +38,7 @@ class SampleItem:
         negative_prompt: the text of the unconditional branch.
         seed: of the first latents and of the variance noise, where those below are not given.
         targets: its controls.
+        adapters: its ControlNets and T2I-Adapters.
         start: (channels, h, w) the first latents, such as those of a reference.
         variance_noise: (steps, channels, h, w) DDIM's noise for eta > 0.
         init: (channels, h, w) clean latents of the picture that the item starts from, noised to
@@ -50,6 +53,7 @@ class SampleItem:
     negative_prompt: str = ""
     seed: int = 0
     targets: tuple[ReadoutTarget, ...] = ()
+    adapters: tuple[AdapterInput, ...] = ()
     start: Float[Tensor, "channels h w"] | None = None
     variance_noise: Float[Tensor, "steps channels h w"] | None = None
     init: Float[Tensor, "channels h w"] | None = None
@@ -69,6 +73,8 @@ class SamplingPlan:
             counted from the schedule's first in any case.
         rate: of ``adamw`` alone: the change of a latent in one update, rg_weight of its config.
         recurrent_steps: updates at each guided timestep of the form ``two_pass``.
+        adapter_gradient: whether the readout gradient takes a ControlNet's residuals for constants,
+            or goes through the ControlNet, too. A T2I-Adapter does not see the latents.
     """
 
     height: int
@@ -83,6 +89,7 @@ class SamplingPlan:
     first_step: int = 0
     rate: float = 0.02
     recurrent_steps: int = 1
+    adapter_gradient: AdapterGradient = "constant"
 
     def __len__(self) -> int:
         """Steps that are run."""

@@ -1,4 +1,4 @@
-"""A request's items for the sampler: each control's target, and the references behind some."""
+"""A request's items for the sampler: targets, what adapters see, and the references behind some."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.animation import check_format
 from worker.controls import Canvas, LoadImage, RelativeControl
 from worker.guidance import ReadoutTarget
 from worker.init_image import Beginning, beginning
-from worker.models import LoadedHead
+from worker.models import LoadedAdapter, LoadedHead
 from worker.reference import Trajectory, TrajectoryReadouts
 from worker.references import POOR_PSNR_DB, References, guided_or_last
 from worker.sampler import SampleItem
@@ -41,6 +41,7 @@ class Prepared:
         request: GenerationRequest,
         model: BaseModel,
         heads: list[LoadedHead],
+        adapters: list[LoadedAdapter],
         references: References,
         load_image: LoadImage,
     ) -> None:
@@ -59,6 +60,10 @@ class Prepared:
             for control, head in pairs
         ]
         self.beginning: Beginning | None = beginning(request, model, load_image)
+        self.adapters = tuple(
+            canvas.adapter(adapter, asked, load_image)
+            for adapter, asked in zip(adapters, request.adapters, strict=True)
+        )
         if request.reference is not None:
             compared = [(c, h) for c, h in pairs if _compares_with(c, "reference")]
             self.reference = references.provide(
@@ -104,6 +109,7 @@ class Prepared:
                     request.negative_prompt,
                     seed,
                     targets,
+                    self.adapters,
                     start=start,
                     init=self.beginning.latents if self.beginning else None,
                     repaint=self.beginning.repaint if self.beginning else None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from jobs.request import (
+    Adapter,
     Control,
     GenerationRequest,
     InitImage,
@@ -106,10 +107,12 @@ def embedded_parameters(
         mode="json",
         exclude={
             *("num_images", "num_candidates", "keep", "controls", "output", "reference"),
-            "init_image",
+            *("adapters", "init_image"),
         },
     )
     controls = [_without_keys(control) for control in request.controls]
+    if request.adapters:
+        parameters["adapters"] = [_without_keys(adapter) for adapter in request.adapters]
     if request.reference is not None:
         parameters["reference"] = _without_keys(request.reference)
     if request.init_image is not None:
@@ -117,7 +120,7 @@ def embedded_parameters(
     return parameters | {"seed": seed, "controls": controls, "versions": versions}
 
 
-def _without_keys(part: Control | Reference | InitImage) -> dict[str, Any]:
+def _without_keys(part: Control | Adapter | Reference | InitImage) -> dict[str, Any]:
     """A part of a request with the hashes of its images in the place of where they are stored."""
     fields = part.model_dump(mode="json", exclude={"image", "mask", "origin"}, exclude_none=True)
     for name in ("image", "mask"):

@@ -372,6 +372,7 @@ def _facts(record: JobRecord) -> dict[str, Any]:
         "task": request.task,
         "model": request.model,
         "heads": [control.head for control in request.controls],
+        "adapters": [adapter.model for adapter in request.adapters],
         "steps": request.num_steps,
         "num_images": request.num_images,
         "size": [request.width, request.height],

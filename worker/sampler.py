@@ -20,6 +20,7 @@ from torch import Tensor
 
 from heads_registry.base_model import BaseModel, Conditioning, Latents
 from heads_registry.networks import Readout, TimeEmbedding
+from worker.adapters import Adapters
 from worker.guidance import (
     AdamW,
     ControlGroup,
@@ -109,6 +110,9 @@ class Run:
         self.latents = self.start.latents
         self.size = (self.latents.shape[2], self.latents.shape[3])
         self.conditioning = self._encode_prompts()
+        self.adapters = Adapters(
+            model, [item.adapters for item in items], len(self.schedule), self.size
+        )
         self.taps = tuple(
             dict.fromkeys(
                 [*taps, *(tap for item in items for target in item.targets for tap in target.taps)]
@@ -308,7 +312,11 @@ class Run:
         conditioning = Conditioning.concatenate(
             [self.conditioning[branch][rows] for branch, rows in parts]
         )
-        return self.model.denoise(latents, self.schedule.timesteps[step_index], conditioning)
+        timestep = self.schedule.timesteps[step_index]
+        items = [row for _, rows in parts for row in rows]
+        seen = latents if self.plan.adapter_gradient == "full" else latents.detach()
+        residuals = self.adapters.residuals(seen, timestep, conditioning, items, step_index)
+        return self.model.denoise(latents, timestep, conditioning, residuals)
 
     def _observe(self, step_index: int, noise_pred: Latents, passes: Passes) -> Snapshot:
         """x̂₀ and every control's readout on features that the step has computed anyway."""

@@ -1,4 +1,4 @@
-"""``/v1/models`` and ``/v1/heads``: what is installed, with defaults and ranges."""
+"""``/v1/models``, ``/v1/heads`` and ``/v1/adapters``: what is installed, with defaults, ranges."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from heads_registry.manifest import UnknownModel
+from heads_registry.manifest import Catalogue, ModelManifest, UnknownModel
 from service import answers
 from service.errors import FieldError, NotFound, UnknownModelName
 from service.openapi import problems
 from service.services import ServicesDep
-from service.views import head_view, model_view
+from service.views import adapter_view, head_view, model_view
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 
@@ -65,9 +65,37 @@ async def list_heads(
     catalogue = services.catalogue
     heads = catalogue.heads
     if query.model is not None:
-        try:
-            heads = catalogue.heads_for(catalogue.model(query.model))
-        except UnknownModel as error:
-            wrong = FieldError(parameter="model", detail=str(error))
-            raise UnknownModelName(str(error), errors=[wrong]) from error
+        heads = catalogue.heads_for(_model(query.model, catalogue))
     return answers.HeadList(items=[head_view(head, catalogue) for head in heads])
+
+
+class AdapterQuery(BaseModel):
+    """Which adapters."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = Field(None, max_length=64, description="only adapters that fit this model")
+
+
+@router.get(
+    "/adapters",
+    operation_id="listAdapters",
+    response_model=answers.AdapterList,
+    responses=problems(422),
+)
+async def list_adapters(
+    query: Annotated[AdapterQuery, Query()], services: ServicesDep
+) -> answers.AdapterList:
+    """Installed ControlNets and T2I-Adapters, by id."""
+    catalogue = services.catalogue
+    adapters = catalogue.adapters
+    if query.model is not None:
+        adapters = catalogue.adapters_for(_model(query.model, catalogue))
+    return answers.AdapterList(items=[adapter_view(one, catalogue) for one in adapters])
+
+
+def _model(name: str, catalogue: Catalogue) -> ModelManifest:
+    try:
+        return catalogue.model(name)
+    except UnknownModel as error:
+        wrong = FieldError(parameter="model", detail=str(error))
+        raise UnknownModelName(str(error), errors=[wrong]) from error

@@ -35,6 +35,7 @@ def test_the_command_alone_imports_no_room() -> None:
         "worker",
         "reconciler",
         "heads list",
+        "adapters list",
         "annotate",
         "heads check",
         "train head",

@@ -26,6 +26,7 @@ def test_the_embedded_servers_are_well(core_settings: CoreSettings) -> None:
     assert wrong == {"workers", "reconciler"}  # none runs here
     assert "fsync always" in found["redis persistence"].says
     assert found["model mannequin-64"].says.startswith("files are there")
+    assert found["adapter mannequin-64/pose-controlnet"].says == "files are there, 1 hashes"
     assert any(line.startswith("WEAK  workers: none is alive") for line in lines)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from client.edit import animation_of, points_of, prompt_of, reference_of, weights_of
 from client.errors import BadArgument
+from client.generate import Job, build_request
 
 
 class Uploads:
@@ -30,6 +31,21 @@ def test_references_are_generations_or_files(tmp_path: Path) -> None:
     assert client.sent == [(b"png", "a b.png")]
     with pytest.raises(BadArgument, match="name an image file or a generation"):
         reference_of(str(tmp_path / "none.png"), client)
+
+
+def test_controls_and_adapters_are_uploaded(tmp_path: Path) -> None:
+    client: Any = Uploads()
+    (tmp_path / "pose.png").write_bytes(b"png")
+    shown = f"pose-net={tmp_path / 'pose.png'}"
+    job = Job("a", "", tmp_path, (f"pose={tmp_path / 'pose.png'}:0.8",), adapters=(f"{shown}:0.5",))
+    image = {"upload_id": "upl_1"}
+    assert build_request(job, client) == {
+        "prompt": "a",
+        "controls": [{"type": "spatial", "head": "pose", "image": image, "weight": 0.8}],
+        "adapters": [{"model": "pose-net", "image": image, "scale": 0.5}],
+    }
+    with pytest.raises(BadArgument, match=r"--adapter pose\.png: write ADAPTER=IMAGE"):
+        build_request(Job("a", "", tmp_path, adapters=("pose.png",)), client)
 
 
 def test_points_are_pairs() -> None:

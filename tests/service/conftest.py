@@ -57,9 +57,20 @@ HEAD: dict[str, Any] = {
 }
 
 
+ADAPTER: dict[str, Any] = {
+    "name": "pose-net",
+    "title": "Pose",
+    "type": "controlnet",
+    "base_model": "tiny",
+    "source": "./nothing",
+    "conditioning": "pose",
+    "licence": "Apache-2.0",
+}
+
+
 def write_registry(directory: Path) -> Path:
     """Families ``tiny`` with pose, depth and points, ``other`` with edge, ``whole`` with a depth
-    head and one of each relative kind.
+    head and one of each relative kind; adapters of ``tiny`` and ``other``.
     """
     manifests: dict[str, dict[str, Any]] = {
         "models/tiny.yaml": MODEL,
@@ -81,6 +92,14 @@ def write_registry(directory: Path) -> Path:
         "models/whole-tuned.yaml": MODEL
         | {"name": "whole-tuned", "family": "whole", "tasks": {"drag": {"guidance_scale": 2.0}}},
         "heads/whole-depth.yaml": HEAD | {"name": "depth", "title": "D", "base_model": "whole"},
+    }
+    manifests |= {
+        "adapters/pose.yaml": ADAPTER,
+        "adapters/depth.yaml": ADAPTER
+        | {"name": "depth-t2i", "type": "t2i_adapter", "conditioning": "depth", "max_scale": 1.5}
+        | {"defaults": {"scale": 0.6, "span": [0.0, 0.7]}, "size_multiple": 64},
+        "adapters/edge.yaml": ADAPTER | {"name": "edge-net", "base_model": "other"},
+        "adapters/whole.yaml": ADAPTER | {"base_model": "whole"},
     }
     for kind in ("appearance", "correspondence", "identity"):
         manifests[f"heads/whole-{kind}.yaml"] = HEAD | {

@@ -7,7 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
-from service.schemas import Animation, GenerationParameters, OutputOptions, SpatialControl
+from service.schemas import (
+    Adapter,
+    Animation,
+    GenerationParameters,
+    OutputOptions,
+    SpatialControl,
+)
 from tests.service.conftest import pointers, problem
 
 
@@ -37,6 +43,7 @@ def test_models_and_heads(client: httpx.Client, tiny: dict[str, Any]) -> None:
 def test_every_request_field_is_described(tiny: dict[str, Any]) -> None:
     expected = {name for name in GenerationParameters.model_fields if name != "output"}
     expected |= {f"controls[].{name}" for name in SpatialControl.model_fields}
+    expected |= {f"adapters[].{name}" for name in Adapter.model_fields}
     expected |= {f"output.{name}" for name in OutputOptions.model_fields if name != "animation"}
     expected |= {f"output.animation.{name}" for name in Animation.model_fields}
     assert set(tiny["parameters"]) == expected

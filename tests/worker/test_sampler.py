@@ -220,7 +220,9 @@ class GaussianModel:
     def capture_features(self, taps: object) -> Iterator[list[Tensor]]:
         yield []
 
-    def denoise(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def denoise(
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, residuals: None
+    ) -> Tensor:
         alpha = self.scheduler.alphas_cumprod[int(timestep)]
         variance = alpha * self.std**2 + 1 - alpha
         return (1 - alpha).sqrt() * (latents - alpha.sqrt() * self.mean) / variance
