@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.request import GenerationRequest
+from jobs.request import Control, GenerationRequest, SpatialControl
 
 
 class _Frozen(BaseModel):
@@ -38,6 +38,12 @@ class StoredFrame(_Frozen):
     step: int = Field(ge=0)
     key: str
     readouts: tuple[StoredReadout, ...] = ()
+
+
+class Preview(StoredFrame):
+    """A frame that is in storage while its job still runs."""
+
+    index: int = Field(ge=0, description="of the picture, among all that are computed")
 
 
 class StoredResult(_Frozen):
@@ -88,6 +94,11 @@ class ResultManifest(_Frozen):
     versions: dict[str, Any] = Field(description="packages, and the hashes of model and heads")
     device: str
     dtype: str
+
+
+def distance_unit(control: Control) -> str:
+    """Of a control's distance, see `ControlDistance`."""
+    return "rms" if isinstance(control, SpatialControl) else "cosine"
 
 
 def attempt_prefix(job_id: str, attempt: int) -> str:

@@ -31,14 +31,6 @@ class FailureView(Strict):
     message: str
 
 
-class ProgressView(Strict):
-    """How far the running attempt is."""
-
-    step: int
-    total_steps: int
-    stage: str
-
-
 class ControlDistanceView(Strict):
     """How well a picture obeys one control: smaller is better."""
 
@@ -64,6 +56,31 @@ class EvolutionFrameView(Strict):
     step: int
     url: str
     readouts: list[ReadoutView]
+
+
+class PreviewView(EvolutionFrameView):
+    """A frame that can be seen already; URLs are presigned, and end with the attempt."""
+
+    index: int = Field(description="of the picture, among all that are computed")
+
+
+class CurrentDistanceView(ControlDistanceView):
+    """How far the pictures were from obeying a control when guidance last looked."""
+
+    distance: float = Field(description="mean over the pictures")
+    step: int = Field(description="at which it was measured")
+
+
+class ProgressView(Strict):
+    """How far the running attempt is."""
+
+    step: int
+    total_steps: int
+    stage: str
+    distances: list[CurrentDistanceView] = Field(
+        description="of controls that have acted, by position in the request"
+    )
+    previews: list[PreviewView] = Field(description="frames of `output.evolution_steps` so far")
 
 
 class ImageView(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from heads_registry.manifest import Catalogue, HeadManifest, ModelManifest
 from jobs.record import JobRecord
-from jobs.result import ResultSummary, StoredReadout, StoredResult
+from jobs.result import Preview, ResultSummary, StoredFrame, StoredReadout, StoredResult
 from jobs.store import ObjectStore
 from service import answers, schemas
 from service.echo import echo
@@ -32,9 +32,7 @@ def generation_view(
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
-        progress=answers.ProgressView(**record.progress.model_dump())
-        if record.progress and running
-        else None,
+        progress=_progress(record, objects) if running else None,
         failure=failure_view(record),
         result=_result(record.result, objects, expiry_s) if record.result else None,
         request=echo(record.request).model_copy(update={"webhook_url": record.webhook_url}),
@@ -105,6 +103,28 @@ def failure_view(record: JobRecord) -> answers.FailureView | None:
     return answers.FailureView(**record.failure.model_dump()) if record.failure else None
 
 
+def previews_view(previews: Sequence[Preview], objects: ObjectStore) -> list[answers.PreviewView]:
+    """Frames that are in storage already, with URLs."""
+    return [
+        answers.PreviewView(index=frame.index, **_frame(frame, objects).model_dump())
+        for frame in previews
+    ]
+
+
+def preview_event(data: Mapping[str, Any], objects: ObjectStore) -> dict[str, Any]:
+    """The data of a `preview` event with URLs in the place of keys."""
+    frames = [Preview(step=data["step"], **image) for image in data["images"]]
+    images = [view.model_dump(mode="json") for view in previews_view(frames, objects)]
+    return {"attempt": data["attempt"], "step": data["step"], "images": images}
+
+
+def _progress(record: JobRecord, objects: ObjectStore) -> answers.ProgressView | None:
+    if record.progress is None:
+        return None
+    previews = previews_view(record.previews, objects)
+    return answers.ProgressView(**record.progress.model_dump(), previews=previews)
+
+
 def _result(result: ResultSummary, objects: ObjectStore, expiry_s: int) -> answers.ResultView:
     return answers.ResultView(
         images=[_image(image, objects) for image in result.images],
@@ -117,12 +137,6 @@ def _result(result: ResultSummary, objects: ObjectStore, expiry_s: int) -> answe
 
 
 def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
-    def readouts(stored: tuple[StoredReadout, ...]) -> list[answers.ReadoutView]:
-        return [
-            answers.ReadoutView(head=readout.head, url=objects.presigned_get(readout.key))
-            for readout in stored
-        ]
-
     return answers.ImageView(
         index=image.index,
         seed=image.seed,
@@ -136,16 +150,24 @@ def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
         ],
         score=image.score,
         rank=image.rank,
-        readouts=readouts(image.readouts),
-        evolution=[
-            answers.EvolutionFrameView(
-                step=frame.step,
-                url=objects.presigned_get(frame.key),
-                readouts=readouts(frame.readouts),
-            )
-            for frame in image.evolution
-        ],
+        readouts=_readouts(image.readouts, objects),
+        evolution=[_frame(frame, objects) for frame in image.evolution],
     )
+
+
+def _frame(frame: StoredFrame, objects: ObjectStore) -> answers.EvolutionFrameView:
+    return answers.EvolutionFrameView(
+        step=frame.step,
+        url=objects.presigned_get(frame.key),
+        readouts=_readouts(frame.readouts, objects),
+    )
+
+
+def _readouts(stored: tuple[StoredReadout, ...], objects: ObjectStore) -> list[answers.ReadoutView]:
+    return [
+        answers.ReadoutView(head=readout.head, url=objects.presigned_get(readout.key))
+        for readout in stored
+    ]
 
 
 def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:

@@ -33,6 +33,7 @@ from worker.reference_cache import ReferenceCache
 from worker.references import InversionFailed
 from worker.sampler import Diverged, OnStep
 from worker.settings import WorkerSettings
+from worker.watch import Audience
 
 _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
     (UnknownModel, FailureCode.UNKNOWN_MODEL, "{error}"),
@@ -125,7 +126,11 @@ class TorchEngine:
         return self._models.loaded
 
     def execute(
-        self, request: GenerationRequest, load_image: LoadImage, on_step: OnStep
+        self,
+        request: GenerationRequest,
+        load_image: LoadImage,
+        on_step: OnStep,
+        audience: Audience | None = None,
     ) -> Execution:
         """Run a request (worker/execute.py); out of memory, once more by the cheapest plan.
 
@@ -135,14 +140,14 @@ class TorchEngine:
         """
         arguments = (request, self._models, load_image, on_step)
         try:
-            return execute(*arguments)
+            return execute(*arguments, audience=audience)
         except Exception as error:
             reason = _memory_trouble(error)
         # Here the exception is gone, and with its traceback every tensor of the run.
         log.warning("job.out_of_memory", reason=reason, next="one image at a time, checkpointed")
         self._models.keep_only(request.model)
         try:
-            return execute(*arguments, CHEAPEST)
+            return execute(*arguments, CHEAPEST, audience)
         except Exception as error:
             reason = _memory_trouble(error)
         self._models.clear()
@@ -153,7 +158,11 @@ class TorchEngine:
         raise OutOfMemory(reason)
 
     def execute_together(
-        self, requests: Sequence[GenerationRequest], load_image: LoadImage, on_step: OnStep
+        self,
+        requests: Sequence[GenerationRequest],
+        load_image: LoadImage,
+        on_step: OnStep,
+        audience: Audience | None = None,
     ) -> list[Execution]:
         """Run requests of one group in one batch (worker/execute.py).
 
@@ -162,7 +171,7 @@ class TorchEngine:
             DeviceLost: the device takes no more work.
         """
         try:
-            return execute_together(requests, self._models, load_image, on_step)
+            return execute_together(requests, self._models, load_image, on_step, audience=audience)
         except Exception as error:
             reason = _memory_trouble(error)
         self._models.keep_only(requests[0].model)
