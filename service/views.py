@@ -121,8 +121,16 @@ def preview_event(data: Mapping[str, Any], objects: ObjectStore) -> dict[str, An
 def _progress(record: JobRecord, objects: ObjectStore) -> answers.ProgressView | None:
     if record.progress is None:
         return None
-    previews = previews_view(record.previews, objects)
-    return answers.ProgressView(**record.progress.model_dump(), previews=previews)
+    progress = record.progress
+    return answers.ProgressView(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        stage=progress.stage,
+        distances=[
+            answers.CurrentDistanceView(**distance.model_dump()) for distance in progress.distances
+        ],
+        previews=previews_view(record.previews, objects),
+    )
 
 
 def _result(result: ResultSummary, objects: ObjectStore, expiry_s: int) -> answers.ResultView:

@@ -24,12 +24,13 @@ from heads_registry.manifest import (
 )
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
+from jobs.store import ObjectStore
 from worker.controls import InvalidControl, LoadImage
 from worker.execute import Execution, Thrift, execute, execute_together
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.models import ModelCache, resolve_device, resolve_dtype
-from worker.reference_cache import ReferenceCache
+from worker.reference_cache import ReferenceCache, SharedReferences
 from worker.references import InversionFailed
 from worker.sampler import Diverged, OnStep
 from worker.settings import WorkerSettings
@@ -60,6 +61,8 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
 
 CHEAPEST = Thrift(batch_images=1, checkpoint=True)
 """The one other try after running out of memory."""
+LARGEST_SHARED_BYTES = 2**30
+"""Of one reference in object storage; readouts beyond it are left out."""
 LEAK_BYTES = 256 * 2**20
 """More than this still allocated after everything was dropped, and the process must end."""
 
@@ -89,8 +92,15 @@ class TorchEngine:
         device = resolve_device(settings.device)
         catalogue = Catalogue((BUILTIN_DIR, *settings.registry_dirs))
         dtype = resolve_dtype(settings.dtype, device)
+        shared = None
+        if total := settings.reference_storage_bytes:
+            entry_bytes = min(total // 4, LARGEST_SHARED_BYTES)
+            shared = SharedReferences(ObjectStore(settings), entry_bytes)
         references = ReferenceCache(
-            settings.reference_cache_bytes, settings.reference_dir, settings.reference_disk_bytes
+            settings.reference_cache_bytes,
+            settings.reference_dir,
+            settings.reference_disk_bytes,
+            shared,
         )
         return cls(ModelCache(catalogue, settings.cache_bytes, device, dtype, references))
 

@@ -58,10 +58,14 @@ class Prepared:
 
     @property
     def counted(self) -> dict[str, float]:
-        """U-Net passes for references; 0 where all was in the cache, absent where there is none."""
+        """U-Net passes for references, and how many references were known from where.
+
+        The passes are 0 where all was in the cache; nothing is said where there is no reference.
+        """
         if all(isinstance(control, SpatialControl) for control in self.request.controls):
             return {}
-        return {"reference_forwards": float(self.references.forwards)}
+        found = {f"reference_from_{place}": float(n) for place, n in self.references.found.items()}
+        return {"reference_forwards": float(self.references.forwards)} | found
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ not. Heads are no part of it either: a trajectory gathers the readouts of every 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class References:
         load_image: fetches a stored image.
         on_pass: called before each U-Net pass; raise in it to stop.
         forwards: U-Net passes made so far.
+        found: trajectories that were known, by where they were: memory, disk or storage.
     """
 
     model: BaseModel
@@ -53,6 +55,7 @@ class References:
     load_image: LoadImage
     on_pass: OnPass
     forwards: int = 0
+    found: Counter[str] = field(default_factory=Counter)
 
     def provide(
         self,
@@ -69,8 +72,8 @@ class References:
         item, plan = self._item(reference)
         key = reference_key(self._facts(reference, plan))
         branches = branches_of(self.plan.branch)
-        trajectory = self.cache.get(key)
-        if trajectory is None:
+        known = self.cache.find(key)
+        if known is None:
             if isinstance(reference, InvertedReference):
                 pixels = self._pixels(reference)
                 item = replace(item, start=self._noise(pixels, reference, plan))
@@ -82,7 +85,8 @@ class References:
             self.cache.put(key, trajectory)
             return trajectory
         # what a trimmed trajectory lacks stays this job's own; the cache decides what it keeps
-        trajectory = replace(trajectory, readouts=dict(trajectory.readouts))
+        self.found[known.source] += 1
+        trajectory = replace(known.trajectory, readouts=dict(known.trajectory.readouts))
         if complete(
             self.model, trajectory, item, plan, readers, steps, branches, on_pass=self._count
         ):
