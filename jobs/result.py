@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.controls import BoxPair
 from jobs.request import Control, GenerationRequest, SpatialControl
 
 
@@ -57,6 +58,9 @@ class StoredResult(_Frozen):
     height: int
     distances: dict[str, ControlDistance] = Field(
         default_factory=dict, description="by the control's position in the request"
+    )
+    boxes: dict[str, tuple[BoxPair, ...]] = Field(
+        default_factory=dict, description="faces that were compared, by the control's position"
     )
     readouts: tuple[StoredReadout, ...] = ()
     evolution: tuple[StoredFrame, ...] = ()

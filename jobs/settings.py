@@ -55,6 +55,12 @@ class CoreSettings(BaseSettings):
     reference_ttl_s: int = Field(
         24 * 3600, ge=60, description="how long a trajectory in object storage is kept"
     )
+    face_detector: str | None = Field(
+        None,
+        description="finds faces for identity without boxes, for models whose manifest names no "
+        "detector: yunet or package:factory; null: none",
+    )
+    face_model: Path | None = Field(None, description="the ONNX file of yunet")
     idempotency_ttl_s: int = Field(
         24 * 3600, ge=60, description="how long an Idempotency-Key is remembered"
     )

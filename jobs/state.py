@@ -40,6 +40,8 @@ class FailureCode(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_HEAD = "unknown_head"
     INCOMPATIBLE_HEAD = "incompatible_head"
+    NO_FACE_FOUND = "no_face_found"
+    NO_FACE_DETECTOR = "no_face_detector"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jobs.record import FailureCode, JobState
+from service.controls import Box
 from service.schemas import GenerationParameters
 from service.strict import Strict
 
@@ -83,6 +84,14 @@ class ProgressView(Strict):
     previews: list[PreviewView] = Field(description="frames of `output.evolution_steps` so far")
 
 
+class FaceView(Strict):
+    """A face that an identity control compared, in fractions of the picture."""
+
+    control: int = Field(description="position in `request.controls`")
+    reference: Box
+    picture: Box
+
+
 class ImageView(Strict):
     """One finished picture; URLs are presigned and expire."""
 
@@ -95,6 +104,7 @@ class ImageView(Strict):
     distances: list[ControlDistanceView]
     score: float | None = Field(description="Σ weight · distance of the controls; null: none")
     rank: int | None = Field(description="by score, 0 is best; null: no score")
+    boxes: list[FaceView] = Field(description="of identity controls, given or found")
     readouts: list[ReadoutView]
     evolution: list[EvolutionFrameView]
 

@@ -146,7 +146,9 @@ class GenerationParameters(Strict):
         None, description="whose noise the picture begins with; null: the reference's for `drag`"
     )
     points: Drags | None = Field(None, description="`drag`: a correspondence control of these")
-    boxes: BoxPairs | None = Field(None, description="`identity`: faces to compare")
+    boxes: BoxPairs | None = Field(
+        None, description="`identity`: faces to compare; null: they are found"
+    )
     region: Region | None = Field(
         None, description="`drag`, `appearance`: where the reference's appearance is kept"
     )

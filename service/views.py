@@ -14,6 +14,7 @@ from jobs.result import Preview, ResultSummary, StoredFrame, StoredReadout, Stor
 from jobs.store import ObjectStore
 from service import answers, schemas
 from service.echo import echo
+from service.geometry import echo_pairs
 from service.images import Upload
 from service.resolve import MODEL_DEFAULTS
 from service.strict import Strict
@@ -158,6 +159,11 @@ def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
         ],
         score=image.score,
         rank=image.rank,
+        boxes=[
+            answers.FaceView(control=int(position), **pair)
+            for position, pairs in image.boxes.items()
+            for pair in (echoed.model_dump() for echoed in echo_pairs(pairs))
+        ],
         readouts=_readouts(image.readouts, objects),
         evolution=[_frame(frame, objects) for frame in image.evolution],
     )

@@ -27,6 +27,7 @@ from jobs.request import GenerationRequest, OutputOptions
 from jobs.store import ObjectStore
 from worker.controls import InvalidControl, LoadImage
 from worker.execute import Execution, Thrift, execute, execute_together
+from worker.faces import FaceDetector, NoFaceDetector, NoFaceFound, load_detector
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.models import ModelCache, resolve_device, resolve_dtype
@@ -51,6 +52,8 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
     ),
     (InvalidControl, FailureCode.INVALID_TARGET, "{error}"),
     (InversionFailed, FailureCode.INVALID_TARGET, "{error}"),
+    (NoFaceFound, FailureCode.NO_FACE_FOUND, "{error}"),
+    (NoFaceDetector, FailureCode.NO_FACE_DETECTOR, "{error}; or give boxes"),
     (
         OutOfMemory,
         FailureCode.OUT_OF_MEMORY,
@@ -102,7 +105,13 @@ class TorchEngine:
             settings.reference_disk_bytes,
             shared,
         )
-        return cls(ModelCache(catalogue, settings.cache_bytes, device, dtype, references))
+
+        def load_faces(own: str) -> FaceDetector:
+            return load_detector(own or settings.face_detector or "", settings.face_model)
+
+        return cls(
+            ModelCache(catalogue, settings.cache_bytes, device, dtype, references, load_faces)
+        )
 
     def warm_up(self, names: tuple[str, ...] | None) -> None:
         """Load models with all their heads, and run each once, so that the first job is as fast.

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import diffusers
 import torch
 from PIL import Image
 
 from heads_registry.base_model import BaseModel
+from jobs.controls import BoxPair
 from jobs.request import GenerationRequest
 from worker.controls import LoadImage
 from worker.images import to_images
@@ -55,6 +57,7 @@ class Execution:
         peak_bytes: of the device's memory; None on the CPU.
         reference_psnr_db: of the inverted reference's reconstruction; None where there is none.
         warnings: what the client should know of the result.
+        boxes: of each image, the faces that its identity controls compared, by position.
     """
 
     images: list[Image.Image]
@@ -69,6 +72,7 @@ class Execution:
     peak_bytes: int | None = field(default=None)
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
+    boxes: list[dict[int, tuple[BoxPair, ...]]] = field(default_factory=list)
 
 
 def execute(
@@ -126,7 +130,8 @@ def execute_together(
         references = References(
             model, plan, models.references, load_image, lambda: on_step(0, len(plan))
         )
-        prepared.append(Prepared(request, model, own, references, load_image))
+        faces = partial(models.face_detector, request.model)
+        prepared.append(Prepared(request, model, own, references, load_image, faces))
     items = [item for one in prepared for item in one.items]
     item_heads = [one.heads for one in prepared for _ in one.items]
     owners = [(job, index) for job, one in enumerate(prepared) for index in range(len(one.items))]
@@ -210,6 +215,7 @@ def _execution(
         ),
         reference_psnr_db=prepared.reference.psnr_db if prepared.reference else None,
         warnings=prepared.warnings,
+        boxes=prepared.boxes,
     )
 
 

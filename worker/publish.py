@@ -168,6 +168,7 @@ class _Shelf:
         data = self._encode(image, output, parameters)
         key = self.put(name, data, MEDIA_TYPES[output.format])
         readouts = execution.readouts[index] if output.readouts else []
+        boxes = execution.boxes[index] if execution.boxes else {}
         return StoredResult(
             index=index,
             seed=seed,
@@ -176,6 +177,7 @@ class _Shelf:
             width=image.width,
             height=image.height,
             distances=self._distances(index),
+            boxes={str(place): pairs for place, pairs in boxes.items()},
             readouts=self._readouts(f"readout-{index:03d}", readouts),
             evolution=self._evolution(index),
             score=self._scores[index],

@@ -19,6 +19,7 @@ from heads_registry.base_model import BaseModel, Pixels
 from heads_registry.targets import fit_image
 from jobs.request import InvertedReference, SampledReference
 from worker.controls import LoadImage
+from worker.images import to_images
 from worker.models import LoadedHead
 from worker.passes import branches_of
 from worker.plan import SampleItem, SamplingPlan
@@ -92,6 +93,18 @@ class References:
         ):
             self.cache.put(key, trajectory)
         return trajectory
+
+    def picture(
+        self, reference: SampledReference | InvertedReference, trajectory: Trajectory
+    ) -> Image.Image:
+        """What a reference shows: the image itself, or the picture its trajectory ends with."""
+        pixels = (
+            self._pixels(reference)
+            if isinstance(reference, InvertedReference)
+            else self.model.decode(trajectory.latents[-1:].to(self.model.device))
+        )
+        [image] = to_images(pixels)
+        return image
 
     def _count(self) -> None:
         self.on_pass()

@@ -48,6 +48,7 @@ class FakeExecution:
     peak_bytes: int | None = None
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
+    boxes: list[dict[int, Any]] = field(default_factory=list)
 
 
 class FakeEngine:
