@@ -50,7 +50,7 @@ def generate(job: Job) -> list[Path]:
         KeyboardInterrupt: after the generation was canceled.
     """
     with ReadoutClient(job.url, job.api_key) as client, _progress() as progress:
-        task = progress.add_task("uploading", total=None, steps="")
+        task = progress.add_task("uploading", total=None, steps="", distances="")
         request = build_request(job, client)
         generation = client.create(request)
         try:
@@ -168,6 +168,7 @@ def _progress() -> Progress:
         TextColumn("{task.description:<12}"),
         BarColumn(),
         TextColumn("{task.fields[steps]}"),
+        TextColumn("{task.fields[distances]}"),
     )
     return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
 
@@ -180,6 +181,10 @@ def _bar(generation: Generation) -> dict[str, Any]:
         "completed": step.get("step", 0),
         "total": total,
         "steps": f"{step['step']}/{total}" if total else "",
+        "distances": "  ".join(
+            f"{one['head'].rpartition('/')[2]} {one['distance']:.3f}"
+            for one in step.get("distances") or ()
+        ),
     }
 
 

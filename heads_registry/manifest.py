@@ -228,6 +228,9 @@ class ModelManifest(_Pretrained):
     max_size: int = Field(1024, gt=0)
     max_images: int = Field(8, ge=1, le=64, description="largest num_images of one request")
     max_prompt_chars: int = Field(2000, ge=1)
+    face_detector: str | None = Field(
+        None, description="finds faces for identity without boxes, see worker/faces.py; null: none"
+    )
     update_scale: float = Field(
         0.02, gt=0, description="latent change of one update at weight 1 (the paper's 2e-2)"
     )

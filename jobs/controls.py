@@ -108,7 +108,9 @@ class BoxPair(Frozen):
 class Region(Frozen):
     """Boxes, or everything but them."""
 
-    boxes: Annotated[tuple[Box, ...], Field(min_length=1)]
+    boxes: Annotated[tuple[Box, ...], Field(min_length=1)] | None = Field(
+        description="null: the faces in the picture that the identity controls compare"
+    )
     outside: bool = False
 
 
@@ -140,7 +142,9 @@ class IdentityControl(Frozen):
 
     type: Literal["identity"] = "identity"
     head: str
-    boxes: Annotated[tuple[BoxPair, ...], Field(min_length=1)]
+    boxes: Annotated[tuple[BoxPair, ...], Field(min_length=1)] | None = Field(
+        description="null: the largest face of the reference and of the picture, to be found"
+    )
     weight: Weight
     span: Span
 

@@ -1,6 +1,7 @@
 """A job's events: an append-only Redis Stream that the transitions write and clients may replay.
 
-Types: queued, started, progress, requeued, succeeded, failed, canceled; the last three end it.
+Types: queued, started, progress, preview, requeued, succeeded, failed, canceled; the last three end
+it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ What it looks for, every few seconds:
     index entries of expired records         → removed, with their objects
     batches whose last job has ended         → their results listed in one manifest
     uploads older than `upload_ttl_s`        → deleted, unless a job that waits or runs needs them
+    shared references too old or too many    → deleted, the oldest first
 
 Any number may run; a lock in Redis lets one work. All of it is safe to repeat.
 """
@@ -41,6 +42,7 @@ from jobs.keys import (
 )
 from jobs.queue import JobQueue
 from jobs.record import Failure, FailureCode, JobState, RecordStore
+from jobs.references import expire_references
 from jobs.result import attempt_prefix, job_prefix
 from jobs.settings import CoreSettings
 from jobs.store import ObjectStore
@@ -48,7 +50,7 @@ from jobs.store import ObjectStore
 INTERVAL_S = 5.0
 LAST_SWEEP_DELAY_S = 600.0
 UPLOADS_INTERVAL_S = 600.0
-"""Between two looks at the age of uploads, which list all of them."""
+"""Between two looks at the age of uploads and references, which list all of them."""
 UPLOADS = "uploads/"
 _UPLOAD = re.compile(rf"{UPLOADS}upl_[0-9a-f]{{32}}")
 _BATCH = 100
@@ -100,6 +102,7 @@ class Reconciler:
         if time.monotonic() >= self._uploads_due:
             self._uploads_due = time.monotonic() + UPLOADS_INTERVAL_S
             self._unless_storage_fails(self._expire_uploads)
+            self._unless_storage_fails(self._expire_references)
 
     def give_way(self) -> None:
         """Let another reconciler work at once, not only when the lock has expired."""
@@ -235,6 +238,10 @@ class Reconciler:
             self._store.delete(key)
         if expired:
             log.info("uploads.expired", objects=len(expired))
+
+    def _expire_references(self) -> None:
+        if deleted := expire_references(self._store, self._settings):
+            log.info("references.expired", objects=deleted)
 
     def _unless_storage_fails(self, clean: Callable[[], None]) -> None:
         try:

@@ -21,6 +21,7 @@ Errors are those of jobs/errors.py:
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import cast
@@ -44,7 +45,7 @@ from jobs.idempotency import refuse as refuse_key
 from jobs.keys import index_key, line_key, record_key, tombstone_key
 from jobs.listing import Listing
 from jobs.request import GenerationRequest
-from jobs.result import ResultSummary
+from jobs.result import Preview, ResultSummary
 from jobs.schedule import Priority, slot
 from jobs.settings import CoreSettings
 from jobs.state import (
@@ -240,6 +241,25 @@ class RecordStore:
             StaleAttempt, JobCanceled: the attempt must stop; see jobs/errors.py.
         """
         self._transitions.run("PROGRESS", job_id, attempt, progress.model_dump_json())
+
+    def preview(
+        self, job_id: str, attempt: int, fresh: Sequence[Preview], so_far: Sequence[Preview]
+    ) -> None:
+        """Tell of frames that have just been stored.
+
+        Args:
+            job_id: whose.
+            attempt: that made them.
+            fresh: those of one step; the event has them.
+            so_far: all of the attempt; the record has them.
+
+        Raises:
+            StaleAttempt, JobCanceled: the attempt must stop; see jobs/errors.py.
+        """
+        images = [frame.model_dump(mode="json", exclude={"step"}) for frame in fresh]
+        event = {"attempt": attempt, "step": fresh[0].step, "images": images}
+        record = [frame.model_dump(mode="json") for frame in so_far]
+        self._transitions.run("PREVIEW", job_id, attempt, json.dumps(event), json.dumps(record))
 
     def check(self, job_id: str, attempt: int) -> None:
         """Whether the attempt should go on: one read, for every step.

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.request import GenerationRequest
+from jobs.controls import BoxPair
+from jobs.request import Control, GenerationRequest, SpatialControl
 
 
 class _Frozen(BaseModel):
@@ -40,6 +41,12 @@ class StoredFrame(_Frozen):
     readouts: tuple[StoredReadout, ...] = ()
 
 
+class Preview(StoredFrame):
+    """A frame that is in storage while its job still runs."""
+
+    index: int = Field(ge=0, description="of the picture, among all that are computed")
+
+
 class StoredResult(_Frozen):
     """One finished image and everything that belongs to it."""
 
@@ -51,6 +58,9 @@ class StoredResult(_Frozen):
     height: int
     distances: dict[str, ControlDistance] = Field(
         default_factory=dict, description="by the control's position in the request"
+    )
+    boxes: dict[str, tuple[BoxPair, ...]] = Field(
+        default_factory=dict, description="faces that were compared, by the control's position"
     )
     readouts: tuple[StoredReadout, ...] = ()
     evolution: tuple[StoredFrame, ...] = ()
@@ -99,6 +109,11 @@ class ResultManifest(_Frozen):
     versions: dict[str, Any] = Field(description="packages, and the hashes of model and heads")
     device: str
     dtype: str
+
+
+def distance_unit(control: Control) -> str:
+    """Of a control's distance, see `ControlDistance`."""
+    return "rms" if isinstance(control, SpatialControl) else "cosine"
 
 
 def attempt_prefix(job_id: str, attempt: int) -> str:

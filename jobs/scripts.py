@@ -98,7 +98,7 @@ end
 local function finish(from, to, ttl_s)
   move(from, to)
   redis.call('HSET', record, 'finished_at', now())
-  redis.call('HDEL', record, 'lease_until')
+  redis.call('HDEL', record, 'lease_until', 'previews')
   redis.call('EXPIRE', record, ttl_s)
   local owner = redis.call('HGET', record, 'owner') or 'local'
   redis.call('SET', record .. ':owner', owner, 'EX', ttl_s + tombstone_s)
@@ -193,7 +193,7 @@ attempt = tostring(tonumber(attempt) + 1)
 if state == 'queued' then move('queued', 'running') end
 redis.call('HSET', record, 'attempt', attempt, 'worker', ARGV[2], 'nonce', ARGV[3],
   'lease_until', now() + ARGV[4], 'started_at', now())
-redis.call('HDEL', record, 'progress')
+redis.call('HDEL', record, 'progress', 'previews')
 emit('started', cjson.encode({attempt = tonumber(attempt)}))
 return {'ok', attempt}
 """
@@ -222,6 +222,18 @@ return {'ok'}
 """
 )
 
+# ARGV: id, attempt, event JSON, JSON of all previews of the attempt
+PREVIEW = (
+    _PRELUDE
+    + """
+local refusal = not_owner(ARGV[2])
+if refusal then return refusal end
+redis.call('HSET', record, 'previews', ARGV[4])
+emit('preview', ARGV[3])
+return {'ok'}
+"""
+)
+
 # ARGV: id, attempt, state to reach, field to set, its JSON, seconds to keep, sweep delay in ms
 FINISH = (
     _PRELUDE
@@ -246,7 +258,7 @@ RELEASE = (
 local refusal = not_owner(ARGV[2])
 if refusal then return refusal end
 move('running', 'queued')
-redis.call('HDEL', record, 'lease_until', 'nonce', 'progress', 'worker')
+redis.call('HDEL', record, 'lease_until', 'nonce', 'progress', 'previews', 'worker')
 redis.call('HINCRBY', record, 'released', 1)
 sweep(ARGV[2], ARGV[3] * 2)
 emit('requeued', cjson.encode({reason = 'released'}))
@@ -301,7 +313,7 @@ if used() >= tonumber(ARGV[2]) then
   return {'failed', found[2]}
 end
 move('running', 'queued')
-redis.call('HDEL', record, 'lease_until', 'nonce', 'progress', 'worker')
+redis.call('HDEL', record, 'lease_until', 'nonce', 'progress', 'previews', 'worker')
 emit('requeued', cjson.encode({reason = 'worker_lost'}))
 return {'requeued', found[2]}
 """
@@ -325,7 +337,7 @@ local function begin(job)
   move('queued', 'running')
   redis.call('HSET', record, 'worker', ARGV[2], 'nonce', ARGV[3],
     'lease_until', now() + ARGV[4], 'started_at', now())
-  redis.call('HDEL', record, 'progress')
+  redis.call('HDEL', record, 'progress', 'previews')
   emit('started', cjson.encode({attempt = attempt}))
   taken[#taken + 1] = job
   taken[#taken + 1] = tostring(attempt)

@@ -46,6 +46,21 @@ class CoreSettings(BaseSettings):
     upload_ttl_s: int = Field(
         7 * 24 * 3600, ge=60, description="how long a control image is kept after its upload"
     )
+    reference_storage_bytes: int = Field(
+        0,
+        ge=0,
+        description="what reference trajectories may hold of object storage, where all workers "
+        "find them; 0: they are not put there",
+    )
+    reference_ttl_s: int = Field(
+        24 * 3600, ge=60, description="how long a trajectory in object storage is kept"
+    )
+    face_detector: str | None = Field(
+        None,
+        description="finds faces for identity without boxes, for models whose manifest names no "
+        "detector: yunet or package:factory; null: none",
+    )
+    face_model: Path | None = Field(None, description="the ONNX file of yunet")
     idempotency_ttl_s: int = Field(
         24 * 3600, ge=60, description="how long an Idempotency-Key is remembered"
     )

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.request import GenerationRequest
-from jobs.result import ResultSummary
+from jobs.result import Preview, ResultSummary
 from jobs.schedule import BatchPlace
 
 LOCAL_OWNER = "local"
@@ -43,6 +43,8 @@ class FailureCode(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"
     UNKNOWN_ADAPTER = "unknown_adapter"
     INCOMPATIBLE_ADAPTER = "incompatible_adapter"
+    NO_FACE_FOUND = "no_face_found"
+    NO_FACE_DETECTOR = "no_face_detector"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
@@ -62,12 +64,23 @@ class Failure(_Frozen):
     message: str
 
 
+class CurrentDistance(_Frozen):
+    """How far the pictures were from obeying a control when guidance last looked."""
+
+    control: int = Field(ge=0, description="position in the request")
+    head: str
+    distance: float = Field(description="mean over the pictures, in the result's unit")
+    unit: str
+    step: int = Field(ge=0, description="at which it was measured")
+
+
 class Progress(_Frozen):
     """How far the running attempt is."""
 
     step: int = Field(ge=0)
     total_steps: int = Field(ge=0)
     stage: str = "sampling"
+    distances: tuple[CurrentDistance, ...] = ()
 
 
 class JobRecord(_Frozen):
@@ -82,6 +95,7 @@ class JobRecord(_Frozen):
     finished_at: datetime | None = None
     cancel_requested: bool = False
     progress: Progress | None = None
+    previews: tuple[Preview, ...] = Field((), description="of the running attempt")
     failure: Failure | None = None
     result: ResultSummary | None = None
     request_id: str = ""
@@ -116,7 +130,7 @@ def parse_record(fields: Mapping[str, str]) -> JobRecord:
     for name in ("created_at", "started_at", "finished_at"):
         if name in fields:
             values[name] = datetime.fromtimestamp(int(fields[name]) / 1000, UTC)
-    for name in ("request", "progress", "failure", "result"):
+    for name in ("request", "progress", "previews", "failure", "result"):
         if name in fields:
             values[name] = json.loads(fields[name])
     if "batch" in fields:

@@ -1,6 +1,7 @@
 """Object storage through boto3: control images in, results out; nobody else talks to S3.
 
-Keys: ``uploads/{id}.png`` and ``.json`` (its metadata), ``jobs/{job}/{attempt}/…``. What must last
+Keys: ``uploads/{id}.png`` and ``.json`` (its metadata), ``jobs/{job}/{attempt}/…``, ``batches/…``,
+``references/{hash}.safetensors``. What must last
 is in the object or a manifest, never in S3's user metadata, which some servers forget.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 __all__ = [
+    "ListedObject",
     "ObjectNotFound",
     "ObjectStore",
     "StorageError",
@@ -39,6 +41,15 @@ _MISSING = {"404", "NoSuchKey", "NotFound"}
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
 _BROKEN = {"InternalError", "500"}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@dataclass(frozen=True)
+class ListedObject:
+    """An object in a list; its age is by this machine's clock."""
+
+    key: str
+    size_bytes: int
+    age_s: float
 
 
 @dataclass(frozen=True)
@@ -147,24 +158,25 @@ class ObjectStore:
 
     def list_keys(self, prefix: str) -> Sequence[str]:
         """All keys that begin with `prefix`, in order."""
-        with _storage_errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix
-            )
-            return tuple(found["Key"] for page in pages for found in page.get("Contents", ()))
+        return tuple(found.key for found in self.list_objects(prefix))
 
     def list_older(self, prefix: str, age_s: float) -> Sequence[str]:
         """Keys that begin with `prefix` and were written more than `age_s` ago, by this clock."""
-        written_before = datetime.now(UTC) - timedelta(seconds=age_s)
+        return tuple(found.key for found in self.list_objects(prefix) if found.age_s > age_s)
+
+    def list_objects(self, prefix: str) -> Sequence[ListedObject]:
+        """All objects whose keys begin with `prefix`, in the order of the keys."""
+        now = datetime.now(UTC)
         with _storage_errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix
             )
             return tuple(
-                found["Key"]
+                ListedObject(
+                    found["Key"], found["Size"], (now - found["LastModified"]).total_seconds()
+                )
                 for page in pages
                 for found in page.get("Contents", ())
-                if found["LastModified"] < written_before
             )
 
     def delete(self, key: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jobs.record import FailureCode, JobState
+from service.controls import Box
 from service.schemas import GenerationParameters
 from service.strict import Strict
 
@@ -29,14 +30,6 @@ class FailureView(Strict):
 
     code: FailureCode
     message: str
-
-
-class ProgressView(Strict):
-    """How far the running attempt is."""
-
-    step: int
-    total_steps: int
-    stage: str
 
 
 class ControlDistanceView(Strict):
@@ -66,6 +59,39 @@ class EvolutionFrameView(Strict):
     readouts: list[ReadoutView]
 
 
+class PreviewView(EvolutionFrameView):
+    """A frame that can be seen already; URLs are presigned, and end with the attempt."""
+
+    index: int = Field(description="of the picture, among all that are computed")
+
+
+class CurrentDistanceView(ControlDistanceView):
+    """How far the pictures were from obeying a control when guidance last looked."""
+
+    distance: float = Field(description="mean over the pictures")
+    step: int = Field(description="at which it was measured")
+
+
+class ProgressView(Strict):
+    """How far the running attempt is."""
+
+    step: int
+    total_steps: int
+    stage: str
+    distances: list[CurrentDistanceView] = Field(
+        description="of controls that have acted, by position in the request"
+    )
+    previews: list[PreviewView] = Field(description="frames of `output.evolution_steps` so far")
+
+
+class FaceView(Strict):
+    """A face that an identity control compared, in fractions of the picture."""
+
+    control: int = Field(description="position in `request.controls`")
+    reference: Box
+    picture: Box
+
+
 class ImageView(Strict):
     """One finished picture; URLs are presigned and expire."""
 
@@ -78,6 +104,7 @@ class ImageView(Strict):
     distances: list[ControlDistanceView]
     score: float | None = Field(description="Σ weight · distance of the controls; null: none")
     rank: int | None = Field(description="by score, 0 is best; null: no score")
+    boxes: list[FaceView] = Field(description="of identity controls, given or found")
     readouts: list[ReadoutView]
     evolution: list[EvolutionFrameView]
 

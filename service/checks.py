@@ -117,6 +117,29 @@ def check_reference(
         )
 
 
+def check_faces(
+    asked: schemas.GenerationParameters,
+    controls: tuple[AskedControl, ...],
+    detector: str | None,
+) -> None:
+    """Whether faces that are not given can be found, and there are some where they are meant."""
+    faces = [control for control in controls if isinstance(control, schemas.IdentityControl)]
+    for index, control in enumerate(controls):
+        added = index >= len(asked.controls)
+        if isinstance(control, schemas.IdentityControl) and control.boxes is None and not detector:
+            raise InvalidRequest.at(
+                "#/boxes" if added else f"#/controls/{index}/boxes",
+                "missing, and this model has no face detector: give the face's box in the "
+                "reference, and in the picture",
+            )
+        region = control.region if isinstance(control, schemas.AppearanceControl) else None
+        if region is not None and region.boxes is None and not faces:
+            raise InvalidRequest.at(
+                "#/region/boxes" if added else f"#/controls/{index}/region/boxes",
+                "missing; only beside an identity control are they its faces",
+            )
+
+
 def check_evolution(asked: schemas.GenerationParameters, steps: range) -> None:
     """Whether the steps to be shown are run."""
     for index, step in enumerate(asked.output.evolution_steps):

@@ -127,7 +127,9 @@ class BoxPair(Strict):
 class Region(Strict):
     """Boxes, or everything but them."""
 
-    boxes: Annotated[tuple[Box, ...], Field(strict=False, min_length=1, max_length=MAX_BOXES)]
+    boxes: (
+        Annotated[tuple[Box, ...], Field(strict=False, min_length=1, max_length=MAX_BOXES)] | None
+    ) = Field(None, description="null: the faces in the picture that identity controls compare")
     outside: bool = Field(False, description="everything but the boxes")
 
 
@@ -161,7 +163,11 @@ class IdentityControl(_Timed):
 
     type: Literal["identity"]
     head: HeadName | None = Field(None, description=_HEAD)
-    boxes: BoxPairs
+    boxes: BoxPairs | None = Field(
+        None,
+        description="null: the largest face of the reference, and of the picture that seed and "
+        "prompt give without guidance; the result says which",
+    )
 
 
 Control = Annotated[

@@ -36,6 +36,7 @@ def doors_of(services: Services, owner: str, take_image: TakeImage) -> Doors:
         default_model=services.settings.default_model,
         take_image=take_image,
         find_record=partial(services.records.get, owner=owner),
+        face_detector=services.settings.face_detector,
     )
 
 

@@ -49,7 +49,8 @@ def _control(control: Control) -> Any:
         region = echo_region(control.region) if control.region else None
         return schemas.AppearanceControl(towards=control.towards, region=region, **common)
     if isinstance(control, IdentityControl):
-        return schemas.IdentityControl(boxes=echo_pairs(control.boxes), **common)
+        pairs = echo_pairs(control.boxes) if control.boxes else None
+        return schemas.IdentityControl(boxes=pairs, **common)
     return schemas.SpatialControl(**_shown(control), **common)
 
 

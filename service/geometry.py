@@ -60,6 +60,8 @@ class Picture:
 
     def region(self, asked: public.Region, pointer: str) -> effective.Region:
         """A region; the errors are `box`'s."""
+        if asked.boxes is None:
+            return effective.Region(boxes=None, outside=asked.outside)
         boxes = [self.box(box, f"{pointer}/boxes/{index}") for index, box in enumerate(asked.boxes)]
         return effective.Region(boxes=tuple(boxes), outside=asked.outside)
 
@@ -103,6 +105,8 @@ def echo_drags(drags: Sequence[effective.Drag]) -> tuple[public.Drag, ...]:
 
 def echo_region(region: effective.Region) -> public.Region:
     """In fractions."""
+    if region.boxes is None:
+        return public.Region(outside=region.outside)
     boxes = tuple(public.Box(**box.model_dump()) for box in region.boxes)
     return public.Region(boxes=boxes, outside=region.outside)
 

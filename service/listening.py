@@ -126,6 +126,7 @@ class EventStream:
         record: JobRecord,
         after: str,
         show: Callable[[str], Mapping[str, Any]],
+        show_preview: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         """Prepare.
 
@@ -135,6 +136,7 @@ class EventStream:
             record: of the job, as it is.
             after: id of the last event that the client has seen.
             show: the job as the API shows it, for the terminal event; may block.
+            show_preview: the data of a preview event as the API shows it; may block.
         """
         self._feed = feed
         self._records = records
@@ -142,6 +144,7 @@ class EventStream:
         self._queued = record.state is JobState.QUEUED
         self._after = after
         self._show = show
+        self._show_preview = show_preview
         self._position: int | None = None
         self._last_sent = time.monotonic()
 
@@ -204,6 +207,8 @@ class EventStream:
         self._last_sent = time.monotonic()
         if kind in ("succeeded", "failed", "canceled"):
             data = await anyio.to_thread.run_sync(self._show, self._id)
+        elif kind == "preview":
+            data = await anyio.to_thread.run_sync(self._show_preview, data)
         text = json.dumps(data, ensure_ascii=False)  # one line: JSON escapes line breaks
         numbered = f"id: {event_id}\n" if event_id else ""
         return f"{numbered}event: {kind}\ndata: {text}\n\n".encode("utf-8", "replace")

@@ -33,6 +33,7 @@ from service.checks import (
     check_animation,
     check_candidates,
     check_evolution,
+    check_faces,
     check_images,
     check_prompts,
     check_reference,
@@ -81,12 +82,14 @@ class Doors:
         default_model: where the request names none.
         take_image: an image of the request → the stored one.
         find_record: an earlier generation.
+        face_detector: of models that have none of their own.
     """
 
     catalogue: Catalogue
     default_model: str
     take_image: TakeImage
     find_record: FindRecord
+    face_detector: str | None = None
 
 
 def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequest:
@@ -107,6 +110,7 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
     check_candidates(asked, bool(controls), model)
     check_reference(asked, controls)
     check_animation(asked, controls, model)
+    check_faces(asked, controls, model.face_detector or doors.face_detector)
     reference, start, defaults = _reference(asked, task, model, size, doors)
     values = _values(asked, task, model, defaults) | size
     steps, strength = _steps(asked, start, values["num_inference_steps"])
@@ -315,7 +319,8 @@ class _Draft:
             )
         if isinstance(control, schemas.IdentityControl):
             boxes = "#/boxes" if self._is_added(index) else f"{pointer}/boxes"
-            return IdentityControl(boxes=self.picture.pairs(control.boxes, boxes), **common)
+            pairs = self.picture.pairs(control.boxes, boxes) if control.boxes else None
+            return IdentityControl(boxes=pairs, **common)
         keypoints = control.keypoints
         aspect_ratio = self.picture.width / self.picture.height
         return SpatialControl(

@@ -201,7 +201,9 @@ class GenerationParameters(Strict):
         "grey mixes both; null: everything is repainted",
     )
     points: Drags | None = Field(None, description="`drag`: a correspondence control of these")
-    boxes: BoxPairs | None = Field(None, description="`identity`: faces to compare")
+    boxes: BoxPairs | None = Field(
+        None, description="`identity`: faces to compare; null: they are found"
+    )
     region: Region | None = Field(
         None, description="`drag`, `appearance`: where the reference's appearance is kept"
     )

@@ -80,10 +80,6 @@ def check_fields(asked: schemas.GenerationParameters, task: Task) -> None:
         raise InvalidRequest.at("#/task", "spatial needs at least one control; use text_to_image")
     if task == "drag" and asked.points is None and "correspondence" not in kinds:
         raise InvalidRequest.at("#/points", "missing; drag needs at least one pair of from and to")
-    if task == "identity" and asked.boxes is None and "identity" not in kinds:
-        raise InvalidRequest.at(
-            "#/boxes", "missing; identity needs the face's box in the reference, and in the picture"
-        )
 
 
 def controls_of(asked: schemas.GenerationParameters, task: Task) -> tuple[Any, ...]:
@@ -94,10 +90,11 @@ def controls_of(asked: schemas.GenerationParameters, task: Task) -> tuple[Any, .
         added.append(schemas.AppearanceControl(type="appearance", region=asked.region))
     if asked.points is not None:
         added.append(schemas.CorrespondenceControl(type="correspondence", points=asked.points))
-    if asked.boxes is not None:
+    if task == "identity" and "identity" not in kinds:
         added.append(schemas.IdentityControl(type="identity", boxes=asked.boxes))
         if "appearance" not in kinds:
-            faces = tuple(pair.picture or pair.reference for pair in asked.boxes)
+            pairs = asked.boxes
+            faces = tuple(pair.picture or pair.reference for pair in pairs) if pairs else None
             around = schemas.Region(boxes=faces, outside=True)
             added.append(
                 schemas.AppearanceControl(type="appearance", towards="original", region=around)

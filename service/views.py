@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -10,10 +10,18 @@ from pydantic.fields import FieldInfo
 
 from heads_registry.manifest import AdapterManifest, Catalogue, HeadManifest, ModelManifest
 from jobs.record import JobRecord
-from jobs.result import ResultSummary, StoredAnimation, StoredReadout, StoredResult
+from jobs.result import (
+    Preview,
+    ResultSummary,
+    StoredAnimation,
+    StoredFrame,
+    StoredReadout,
+    StoredResult,
+)
 from jobs.store import ObjectStore
 from service import answers, schemas
 from service.echo import echo
+from service.geometry import echo_pairs
 from service.images import Upload
 from service.resolve import MODEL_DEFAULTS
 from service.strict import Strict
@@ -32,9 +40,7 @@ def generation_view(
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
-        progress=answers.ProgressView(**record.progress.model_dump())
-        if record.progress and running
-        else None,
+        progress=_progress(record, objects) if running else None,
         failure=failure_view(record),
         result=_result(record.result, objects, expiry_s) if record.result else None,
         request=echo(record.request).model_copy(update={"webhook_url": record.webhook_url}),
@@ -127,6 +133,36 @@ def failure_view(record: JobRecord) -> answers.FailureView | None:
     return answers.FailureView(**record.failure.model_dump()) if record.failure else None
 
 
+def previews_view(previews: Sequence[Preview], objects: ObjectStore) -> list[answers.PreviewView]:
+    """Frames that are in storage already, with URLs."""
+    return [
+        answers.PreviewView(index=frame.index, **_frame(frame, objects).model_dump())
+        for frame in previews
+    ]
+
+
+def preview_event(data: Mapping[str, Any], objects: ObjectStore) -> dict[str, Any]:
+    """The data of a `preview` event with URLs in the place of keys."""
+    frames = [Preview(step=data["step"], **image) for image in data["images"]]
+    images = [view.model_dump(mode="json") for view in previews_view(frames, objects)]
+    return {"attempt": data["attempt"], "step": data["step"], "images": images}
+
+
+def _progress(record: JobRecord, objects: ObjectStore) -> answers.ProgressView | None:
+    if record.progress is None:
+        return None
+    progress = record.progress
+    return answers.ProgressView(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        stage=progress.stage,
+        distances=[
+            answers.CurrentDistanceView(**distance.model_dump()) for distance in progress.distances
+        ],
+        previews=previews_view(record.previews, objects),
+    )
+
+
 def _result(result: ResultSummary, objects: ObjectStore, expiry_s: int) -> answers.ResultView:
     return answers.ResultView(
         images=[_image(image, objects) for image in result.images],
@@ -145,12 +181,6 @@ def _animation(stored: StoredAnimation, objects: ObjectStore) -> answers.Animati
 
 
 def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
-    def readouts(stored: tuple[StoredReadout, ...]) -> list[answers.ReadoutView]:
-        return [
-            answers.ReadoutView(head=readout.head, url=objects.presigned_get(readout.key))
-            for readout in stored
-        ]
-
     return answers.ImageView(
         index=image.index,
         seed=image.seed,
@@ -164,16 +194,29 @@ def _image(image: StoredResult, objects: ObjectStore) -> answers.ImageView:
         ],
         score=image.score,
         rank=image.rank,
-        readouts=readouts(image.readouts),
-        evolution=[
-            answers.EvolutionFrameView(
-                step=frame.step,
-                url=objects.presigned_get(frame.key),
-                readouts=readouts(frame.readouts),
-            )
-            for frame in image.evolution
+        boxes=[
+            answers.FaceView(control=int(position), **pair)
+            for position, pairs in image.boxes.items()
+            for pair in (echoed.model_dump() for echoed in echo_pairs(pairs))
         ],
+        readouts=_readouts(image.readouts, objects),
+        evolution=[_frame(frame, objects) for frame in image.evolution],
     )
+
+
+def _frame(frame: StoredFrame, objects: ObjectStore) -> answers.EvolutionFrameView:
+    return answers.EvolutionFrameView(
+        step=frame.step,
+        url=objects.presigned_get(frame.key),
+        readouts=_readouts(frame.readouts, objects),
+    )
+
+
+def _readouts(stored: tuple[StoredReadout, ...], objects: ObjectStore) -> list[answers.ReadoutView]:
+    return [
+        answers.ReadoutView(head=readout.head, url=objects.presigned_get(readout.key))
+        for readout in stored
+    ]
 
 
 def _parameters(model: ModelManifest) -> dict[str, answers.ParameterView]:

@@ -27,17 +27,20 @@ from heads_registry.manifest import (
 )
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
+from jobs.store import ObjectStore
 from worker.animation import UnsupportedFormat
 from worker.controls import InvalidControl, LoadImage
 from worker.execute import Execution, Thrift, execute, execute_together
+from worker.faces import FaceDetector, NoFaceDetector, NoFaceFound, load_detector
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.init_image import InvalidMask
 from worker.models import ModelCache, resolve_device, resolve_dtype
-from worker.reference_cache import ReferenceCache
+from worker.reference_cache import ReferenceCache, SharedReferences
 from worker.references import InversionFailed
 from worker.sampler import Diverged, OnStep
 from worker.settings import WorkerSettings
+from worker.watch import Audience
 
 _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
     (UnknownModel, FailureCode.UNKNOWN_MODEL, "{error}"),
@@ -60,6 +63,8 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
     (UnsupportedFormat, FailureCode.UNSUPPORTED_FORMAT, "{error}"),
     (InvalidMask, FailureCode.INVALID_TARGET, "{error}"),
     (InversionFailed, FailureCode.INVALID_TARGET, "{error}"),
+    (NoFaceFound, FailureCode.NO_FACE_FOUND, "{error}"),
+    (NoFaceDetector, FailureCode.NO_FACE_DETECTOR, "{error}; or give boxes"),
     (
         OutOfMemory,
         FailureCode.OUT_OF_MEMORY,
@@ -70,6 +75,8 @@ _CODES: tuple[tuple[type[Exception], FailureCode, str], ...] = (
 
 CHEAPEST = Thrift(batch_images=1, checkpoint=True)
 """The one other try after running out of memory."""
+LARGEST_SHARED_BYTES = 2**30
+"""Of one reference in object storage; readouts beyond it are left out."""
 LEAK_BYTES = 256 * 2**20
 """More than this still allocated after everything was dropped, and the process must end."""
 
@@ -99,10 +106,23 @@ class TorchEngine:
         device = resolve_device(settings.device)
         catalogue = Catalogue((BUILTIN_DIR, *settings.registry_dirs))
         dtype = resolve_dtype(settings.dtype, device)
+        shared = None
+        if total := settings.reference_storage_bytes:
+            entry_bytes = min(total // 4, LARGEST_SHARED_BYTES)
+            shared = SharedReferences(ObjectStore(settings), entry_bytes)
         references = ReferenceCache(
-            settings.reference_cache_bytes, settings.reference_dir, settings.reference_disk_bytes
+            settings.reference_cache_bytes,
+            settings.reference_dir,
+            settings.reference_disk_bytes,
+            shared,
         )
-        return cls(ModelCache(catalogue, settings.cache_bytes, device, dtype, references))
+
+        def load_faces(own: str) -> FaceDetector:
+            return load_detector(own or settings.face_detector or "", settings.face_model)
+
+        return cls(
+            ModelCache(catalogue, settings.cache_bytes, device, dtype, references, load_faces)
+        )
 
     def warm_up(self, names: tuple[str, ...] | None) -> None:
         """Load models with all their heads, and run each once, so that the first job is as fast.
@@ -136,7 +156,11 @@ class TorchEngine:
         return self._models.loaded
 
     def execute(
-        self, request: GenerationRequest, load_image: LoadImage, on_step: OnStep
+        self,
+        request: GenerationRequest,
+        load_image: LoadImage,
+        on_step: OnStep,
+        audience: Audience | None = None,
     ) -> Execution:
         """Run a request (worker/execute.py); out of memory, once more by the cheapest plan.
 
@@ -146,14 +170,14 @@ class TorchEngine:
         """
         arguments = (request, self._models, load_image, on_step)
         try:
-            return execute(*arguments)
+            return execute(*arguments, audience=audience)
         except Exception as error:
             reason = _memory_trouble(error)
         # Here the exception is gone, and with its traceback every tensor of the run.
         log.warning("job.out_of_memory", reason=reason, next="one image at a time, checkpointed")
         self._models.keep_only(request.model)
         try:
-            return execute(*arguments, CHEAPEST)
+            return execute(*arguments, CHEAPEST, audience)
         except Exception as error:
             reason = _memory_trouble(error)
         self._models.clear()
@@ -164,7 +188,11 @@ class TorchEngine:
         raise OutOfMemory(reason)
 
     def execute_together(
-        self, requests: Sequence[GenerationRequest], load_image: LoadImage, on_step: OnStep
+        self,
+        requests: Sequence[GenerationRequest],
+        load_image: LoadImage,
+        on_step: OnStep,
+        audience: Audience | None = None,
     ) -> list[Execution]:
         """Run requests of one group in one batch (worker/execute.py).
 
@@ -173,7 +201,7 @@ class TorchEngine:
             DeviceLost: the device takes no more work.
         """
         try:
-            return execute_together(requests, self._models, load_image, on_step)
+            return execute_together(requests, self._models, load_image, on_step, audience=audience)
         except Exception as error:
             reason = _memory_trouble(error)
         self._models.keep_only(requests[0].model)

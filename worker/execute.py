@@ -7,30 +7,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import diffusers
 import torch
 from PIL import Image
 
 from heads_registry.base_model import BaseModel
-from heads_registry.targets import readout_image
+from jobs.controls import BoxPair
 from jobs.request import GenerationRequest
 from worker.animation import encode_animation
 from worker.controls import LoadImage
-from worker.images import feature_image, to_images
+from worker.images import to_images
 from worker.models import LoadedHead, ModelCache
 from worker.prepare import Prepared
 from worker.references import References
-from worker.sampler import Diverged, OnStep, SampleItem, Samples, SamplingPlan, sample
-
-
-@dataclass(frozen=True)
-class EvolutionFrame:
-    """What the model saw at one step: the predicted clean picture and the readouts (figure 15)."""
-
-    step: int
-    image: Image.Image
-    readouts: list[Image.Image]
+from worker.sampler import Diverged, OnStep, Samples, SamplingPlan, sample
+from worker.watch import Audience, EvolutionFrame, Frames, readout_images
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,7 @@ class Execution:
         reference_psnr_db: of the inverted reference's reconstruction; None where there is none.
         warnings: what the client should know of the result.
         animation: its frames as a file; None: not asked for.
+        boxes: of each image, the faces that its identity controls compared, by position.
     """
 
     images: list[Image.Image]
@@ -81,6 +75,7 @@ class Execution:
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
     animation: bytes | None = None
+    boxes: list[dict[int, tuple[BoxPair, ...]]] = field(default_factory=list)
 
 
 def execute(
@@ -89,9 +84,10 @@ def execute(
     load_image: LoadImage,
     on_step: OnStep,
     thrift: Thrift = Thrift(),
+    audience: Audience | None = None,
 ) -> Execution:
     """Run a request alone; see `execute_together`."""
-    return execute_together([request], models, load_image, on_step, thrift)[0]
+    return execute_together([request], models, load_image, on_step, thrift, audience)[0]
 
 
 def execute_together(
@@ -100,6 +96,7 @@ def execute_together(
     load_image: LoadImage,
     on_step: OnStep,
     thrift: Thrift = Thrift(),
+    audience: Audience | None = None,
 ) -> list[Execution]:
     """Run requests that share model and sampling plan in one sampler batch.
 
@@ -111,6 +108,7 @@ def execute_together(
         load_image: fetches a stored control image.
         on_step: called before each step with (step_index, num_steps); raise in it to stop.
         thrift: how to save memory.
+        audience: is shown distances and frames on the way.
 
     Returns:
         One execution a request; timings are those of the whole batch.
@@ -141,35 +139,29 @@ def execute_together(
         references = References(
             model, plan, models.references, load_image, lambda: on_step(0, len(plan))
         )
-        prepared.append(Prepared(request, model, own, beside, references, load_image))
+        faces = partial(models.face_detector, request.model)
+        prepared.append(Prepared(request, model, own, beside, references, load_image, faces))
     items = [item for one in prepared for item in one.items]
     item_heads = [one.heads for one in prepared for _ in one.items]
+    owners = [(job, index) for job, one in enumerate(prepared) for index in range(len(one.items))]
     clock.lap("prepare")
     pictures: list[_Picture] = []
     size = thrift.batch_images or len(items)
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     for index, part in enumerate(parts):
         on_part_step = _part_of(on_step, index, len(parts))
+        rows = slice(len(pictures), len(pictures) + len(part))
+        frames = Frames(model, item_heads[rows], owners[rows], audience, clock.lap)
         try:
-            samples = _sample(model, part, plan, on_part_step, thrift)
+            with _checkpointing(model, thrift.checkpoint):
+                samples = sample(model, part, plan, on_step=on_part_step, watch=frames)
         except Diverged as error:
             raise Diverged(error.item + len(pictures), error.step_index) from None
         clock.lap("sample")
-        pictures += _pictures(model, samples, item_heads[len(pictures) :][: len(part)])
+        pictures += _pictures(model, samples, item_heads[rows], frames)
         clock.lap("decode")
-    rows = iter(pictures)
-    return [_execution(one, [next(rows) for _ in one.items], model, clock.laps) for one in prepared]
-
-
-def _sample(
-    model: BaseModel,
-    items: list[SampleItem],
-    plan: SamplingPlan,
-    on_step: OnStep,
-    thrift: Thrift,
-) -> Samples:
-    with _checkpointing(model, thrift.checkpoint):
-        return sample(model, items, plan, on_step=on_step)
+    made = iter(pictures)
+    return [_execution(one, [next(made) for _ in one.items], model, clock.laps) for one in prepared]
 
 
 @contextmanager
@@ -202,12 +194,11 @@ class _Picture:
 
 
 def _pictures(
-    model: BaseModel, samples: Samples, heads: Sequence[list[LoadedHead]]
+    model: BaseModel, samples: Samples, heads: Sequence[list[LoadedHead]], frames: Frames
 ) -> list[_Picture]:
     images = to_images(model.decode(samples.latents))
-    readouts = [_readout_images(row, own) for row, own in zip(samples.readouts, heads, strict=True)]
-    evolution = _evolution(model, samples, heads)
-    rows = zip(images, samples.distances, readouts, evolution, strict=True)
+    readouts = [readout_images(row, own) for row, own in zip(samples.readouts, heads, strict=True)]
+    rows = zip(images, samples.distances, readouts, frames.by_row, strict=True)
     return [_Picture(*row) for row in rows]
 
 
@@ -247,6 +238,7 @@ def _execution(
         reference_psnr_db=prepared.reference.psnr_db if prepared.reference else None,
         warnings=prepared.warnings,
         animation=animation,
+        boxes=prepared.boxes[-len(pictures) :],
     )
 
 
@@ -265,27 +257,6 @@ def shared_plan(request: GenerationRequest) -> SamplingPlan:
         evolution_steps=request.output.evolution_steps,
         first_step=request.first_step,
     )
-
-
-def _readout_images(readouts: list, heads: list[LoadedHead]) -> list[Image.Image]:
-    return [
-        Image.fromarray(readout_image(readout, head.manifest.value_range))
-        if head.manifest.kind == "spatial"
-        else feature_image(readout)
-        for readout, head in zip(readouts, heads, strict=True)
-    ]
-
-
-def _evolution(
-    model: BaseModel, samples: Samples, heads: Sequence[list[LoadedHead]]
-) -> list[list[EvolutionFrame]]:
-    frames: list[list[EvolutionFrame]] = [[] for _ in range(len(samples.latents))]
-    for snapshot in samples.evolution:
-        pictures = to_images(model.decode(snapshot.pred_original_sample))
-        for row, picture in enumerate(pictures):
-            readouts = _readout_images(snapshot.readouts[row], heads[row])
-            frames[row].append(EvolutionFrame(snapshot.step_index, picture, readouts))
-    return frames
 
 
 def _device_name(device: torch.device) -> str:

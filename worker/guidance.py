@@ -119,6 +119,14 @@ class ReadoutTarget:
             return self.measure(readout, target)
         return self.objective(readout, target).sqrt()
 
+    def measured_from(
+        self, distances: Float[Tensor, " batch"], readout: Readout, target: Readout
+    ) -> Float[Tensor, " batch"]:
+        """The same where the objective's values are known already."""
+        if self.measure is None:
+            return distances.sqrt()
+        return distances if self.measure is self.objective else self.measure(readout, target)
+
 
 @dataclass(frozen=True)
 class FeatureGradient:
@@ -129,12 +137,15 @@ class FeatureGradient:
         magnitude: (items,) the factor back to the raw gradient.
         step: (items,) √Σ (weight × scale)².
         losses: (branches, items) Σ weight × objective.
+        measured: (controls,) what results would report of each control in the first branch, in
+            the order of `group_controls`' pairs.
     """
 
     gradients: list[Tensor]
     magnitude: Float[Tensor, " items"]
     step: Float[Tensor, " items"]
     losses: Float[Tensor, "branches items"]
+    measured: Float[Tensor, " controls"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +156,7 @@ class ControlGroup:
         first: one of them, for what they share: head, taps, objective.
         items: the item of each control.
         index: the same as a tensor.
+        places: of the controls among all that act.
         targets: (controls, channels, height, width), or with one set of them for each branch;
             None until `at` names the step of a reference.
         weight: (controls,) rg_weight.
@@ -155,6 +167,7 @@ class ControlGroup:
     first: ReadoutTarget
     items: tuple[int, ...]
     index: Tensor
+    places: Tensor
     targets: Readout | None
     weight: Float[Tensor, " controls"]
     step: Float[Tensor, " controls"]
@@ -195,13 +208,13 @@ def group_controls(
 
     An objective compares with control images or with references, never with both.
     """
-    by_head: dict[tuple[int, int], list[tuple[int, ReadoutTarget]]] = {}
-    for item, control in pairs:
-        by_head.setdefault((id(control.head), id(control.objective)), []).append((item, control))
+    by_head: dict[tuple[int, int], list[int]] = {}
+    for place, (_, control) in enumerate(pairs):
+        by_head.setdefault((id(control.head), id(control.objective)), []).append(place)
     groups = []
-    for members in by_head.values():
-        items = tuple(item for item, _ in members)
-        controls = [control for _, control in members]
+    for places in by_head.values():
+        items = tuple(pairs[place][0] for place in places)
+        controls = [pairs[place][1] for place in places]
         weight = torch.tensor([control.weight for control in controls], dtype=torch.float32)
         scale = torch.tensor([control.update_scale for control in controls], dtype=torch.float32)
         targets = [control.target for control in controls]
@@ -211,6 +224,7 @@ def group_controls(
                 first=controls[0],
                 items=items,
                 index=torch.tensor(items, device=device),
+                places=torch.tensor(places, device=device),
                 targets=torch.stack(images) if images else None,
                 weight=weight.to(device),
                 step=(weight * scale).to(device),
@@ -251,9 +265,13 @@ def feature_gradient(
         3, num_items, device=device, dtype=dtype
     )
     losses = torch.zeros(branches * num_items, device=device, dtype=dtype)
+    measured = torch.zeros(sum(len(group.items) for group in groups), device=device, dtype=dtype)
     for group in groups:
         index = torch.cat([group.index + branch * num_items for branch in range(branches)])
-        gradients, distances = _head_gradient(features, taps, group, index, time_embedding, size)
+        gradients, distances, own = _head_gradient(
+            features, taps, group, index, time_embedding, size
+        )
+        measured.index_copy_(0, group.places, own.to(dtype))
         norm = _norm(gradients, branches)
         weight = group.weight.to(dtype)
         factor = weight / (norm + TINY) if balanced else weight
@@ -271,6 +289,7 @@ def feature_gradient(
         magnitude=raw_norm / GRADIENT_NORM,
         step=squared_step.sqrt(),
         losses=losses.view(branches, num_items),
+        measured=measured,
     )
 
 
@@ -307,10 +326,10 @@ def _head_gradient(
     index: Tensor,
     time_embedding: Callable[[str], TimeEmbedding],
     size: tuple[int, int],
-) -> tuple[list[Tensor], Float[Tensor, " rows"]]:
+) -> tuple[list[Tensor], Float[Tensor, " rows"], Float[Tensor, " controls"]]:
     """∂ distance / ∂ features for controls that share a head, (branches × controls, …) a tap.
 
-    The distances come along.
+    The distances come along, and what results would report of the first branch.
     """
     assert group.targets is not None
     working = torch.promote_types(features[0].dtype, torch.float32)
@@ -323,10 +342,13 @@ def _head_gradient(
         targets = group.targets.to(working).repeat(len(index) // len(group.targets), 1, 1, 1)
         distances = group.first.objective(readout, targets)
         gradients = torch.autograd.grad(distances.sum(), leaves, allow_unused=True)
-    return [
+    gradients = tuple(
         torch.zeros_like(leaf) if gradient is None else gradient
         for leaf, gradient in zip(leaves, gradients, strict=True)
-    ], distances.detach()
+    )
+    distances, count = distances.detach(), len(group.items)
+    first = distances[:count], readout[:count].detach(), targets[:count]
+    return list(gradients), distances, group.first.measured_from(*first)
 
 
 def _norm(gradients: Sequence[Tensor], branches: int) -> Float[Tensor, " items"]:

@@ -23,6 +23,7 @@ import structlog
 
 from jobs.errors import JobNotFound, JobsError, QueueUnavailable, StaleAttempt
 from jobs.record import Failure, FailureCode, Progress, RecordStore
+from jobs.state import CurrentDistance
 from worker.settings import WorkerSettings
 
 PROGRESS_INTERVAL_S = 0.25
@@ -75,6 +76,7 @@ class Lease:
         self.job_id = job_id
         self.attempt = attempt
         self.last_step_at = datetime.now(UTC)
+        self.distances: tuple[CurrentDistance, ...] = ()
         self._records = records
         self._interval_s = settings.lease_s / 4
         self._deadline_s = settings.job_deadline_s
@@ -125,7 +127,9 @@ class Lease:
         try:
             if now >= self._next_progress:
                 self._next_progress = now + PROGRESS_INTERVAL_S
-                self._report(Progress(step=step_index, total_steps=num_steps))
+                self._report(
+                    Progress(step=step_index, total_steps=num_steps, distances=self.distances)
+                )
             else:
                 self._records.check(self.job_id, self.attempt)
             self._pause_s = _FIRST_PAUSE_S
@@ -142,7 +146,11 @@ class Lease:
         self._watched_since = None
         self.raise_if_over()
         with suppress(QueueUnavailable):
-            self._report(Progress(step=num_steps, total_steps=num_steps, stage=stage))
+            self._report(
+                Progress(
+                    step=num_steps, total_steps=num_steps, stage=stage, distances=self.distances
+                )
+            )
 
     def check(self) -> None:
         """Ask whether the attempt should go on, between two things that take their time.
@@ -153,6 +161,11 @@ class Lease:
         self.raise_if_over()
         with suppress(QueueUnavailable):
             self._records.check(self.job_id, self.attempt)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt has lost its job."""
+        return self._lost is not None
 
     def raise_if_over(self) -> None:
         """Raise what ended the attempt, if something did; asks nobody.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,13 @@ from heads_registry.loading import check_fit, load_head
 from heads_registry.manifest import Catalogue, HeadManifest
 from heads_registry.networks import ReadoutHead
 from worker.device import resolve_device, resolve_dtype
+from worker.faces import FaceDetector, load_detector
 from worker.reference_cache import ReferenceCache
 
 __all__ = ["LoadedAdapter", "LoadedHead", "ModelCache", "resolve_device", "resolve_dtype"]
 
+LoadFaces = Callable[[str], FaceDetector]
+"""A model's own detector by name, "" where it has none → the one to use."""
 DEFAULT_REFERENCE_BYTES = 2**30
 """Memory for reference trajectories where no cache is given."""
 
@@ -48,6 +52,7 @@ class ModelCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         references: ReferenceCache | None = None,
+        load_faces: LoadFaces = load_detector,
     ) -> None:
         self.references = references or ReferenceCache(DEFAULT_REFERENCE_BYTES)
         self.catalogue = catalogue
@@ -56,6 +61,8 @@ class ModelCache:
         self.dtype = dtype
         self._loaded: OrderedDict[Key, BaseModel | LoadedAdapter] = OrderedDict()
         self._heads: dict[tuple[str, str], LoadedHead] = {}
+        self._load_faces = load_faces
+        self._faces: dict[str, FaceDetector] = {}
 
     def model(self, name: str) -> BaseModel:
         """The model of that name, loaded or from the cache.
@@ -101,6 +108,17 @@ class ModelCache:
             adapter = load_adapter(manifest, model)
         self._use(key, adapter)
         return adapter
+
+    def face_detector(self, model_name: str) -> FaceDetector:
+        """What finds faces in the model's pictures, loaded or from the cache.
+
+        Raises:
+            NoFaceDetector: there is none, or what it needs is not installed.
+        """
+        name = self.catalogue.model(model_name).face_detector or ""
+        if name not in self._faces:
+            self._faces[name] = self._load_faces(name)
+        return self._faces[name]
 
     @property
     def loaded(self) -> tuple[str, ...]:

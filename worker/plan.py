@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from heads_registry.base_model import Latents
 from heads_registry.networks import Readout
 from worker.adapters import AdapterInput
 from worker.guidance import ReadoutTarget, UpdateRule
+from worker.monitor import Measured
 from worker.passes import Branch
 
 Form = Literal["one_pass", "two_pass"]
@@ -103,6 +104,16 @@ class Snapshot:
     step_index: int
     pred_original_sample: Latents
     readouts: list[list[Readout]]
+
+
+class Watch(Protocol):
+    """Who looks on while a run goes on; must not hold it up."""
+
+    def on_distances(self, distances: list[list[Measured | None]]) -> None:
+        """Before each step: item × control, the newest distances that are known."""
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """After each of `evolution_steps`."""
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from heads_registry.base_model import BaseModel
+from jobs.controls import Box, BoxPair
 from jobs.request import (
     AppearanceControl,
     CorrespondenceControl,
     GenerationRequest,
+    IdentityControl,
     SampledReference,
     SpatialControl,
 )
 from worker.animation import check_format
 from worker.controls import Canvas, LoadImage, RelativeControl
+from worker.faces import FaceDetector, largest_face
 from worker.guidance import ReadoutTarget
 from worker.init_image import Beginning, beginning
 from worker.models import LoadedAdapter, LoadedHead
@@ -30,6 +34,8 @@ class Prepared:
     Attributes:
         request: the effective one.
         heads: of its controls.
+        faces: finds those that are not given; asked for where it is needed.
+        boxes: of each picture, the faces that its identity controls compare, by position.
         references: what provided its trajectories.
         reference: the trajectory of its reference.
         beginning: its init image.
@@ -44,19 +50,24 @@ class Prepared:
         adapters: list[LoadedAdapter],
         references: References,
         load_image: LoadImage,
+        faces: Callable[[], FaceDetector],
     ) -> None:
         self.request, self.heads, self.references = request, heads, references
         self.reference: Trajectory | None = None
         if request.output.animation is not None:
             check_format(request.output.animation)
+        self.faces = faces
+        self.boxes: list[dict[int, tuple[BoxPair, ...]]] = []
+        self._face: Box | None = None
+        self._originals: dict[int, Trajectory] = {}
         pairs = list(zip(request.controls, heads, strict=True))
-        self.canvas = canvas = Canvas(model, request)
+        canvas = self.canvas = Canvas(model, request)
         # before the reference, which costs time: a control that can do nothing is told at once
         unread = TrajectoryReadouts(Trajectory(torch.empty(0)), "")
         self.targets = [
             canvas.spatial(head, control, load_image)
             if isinstance(control, SpatialControl)
-            else canvas.relative(head, control, unread)
+            else canvas.relative(head, _drafted(control), unread)
             for control, head in pairs
         ]
         self.beginning: Beginning | None = beginning(request, model, load_image)
@@ -75,10 +86,14 @@ class Prepared:
 
     @property
     def counted(self) -> dict[str, float]:
-        """U-Net passes for references; 0 where all was in the cache, absent where there is none."""
+        """U-Net passes for references, and how many references were known from where.
+
+        The passes are 0 where all was in the cache; nothing is said where there is no reference.
+        """
         if all(isinstance(control, SpatialControl) for control in self.request.controls):
             return {}
-        return {"reference_forwards": float(self.references.forwards)}
+        found = {f"reference_from_{place}": float(n) for place, n in self.references.found.items()}
+        return {"reference_forwards": float(self.references.forwards)} | found
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -125,9 +140,9 @@ class Prepared:
         """
         original: Trajectory | None = None
         targets = []
-        for control, head, target in zip(
-            self.request.controls, self.heads, self.targets, strict=True
-        ):
+        controls = self._with_faces(seed)
+        for position, (control, head) in enumerate(zip(controls, self.heads, strict=True)):
+            target = self.targets[position]
             if isinstance(control, SpatialControl):
                 targets.append(target)
                 continue
@@ -137,31 +152,86 @@ class Prepared:
                 trajectory = original
             assert trajectory is not None
             readouts = TrajectoryReadouts(trajectory, head.manifest.sha256)
-            if way != 1 and isinstance(control, CorrespondenceControl):
+            is_its_own = control is not self.request.controls[position]  # by the boxes of its face
+            if is_its_own or (way != 1 and isinstance(control, CorrespondenceControl)):
                 target = self.canvas.relative(head, control, readouts, way)
             targets.append(replace(target, target=readouts, weight=target.weight * factor))
         return targets
 
+    def _with_faces(self, seed: int) -> list[RelativeControl | SpatialControl]:
+        """The controls of one picture, with the boxes of faces that were left to be found."""
+        controls = list(self.request.controls)
+        if any(isinstance(one, IdentityControl) and one.boxes is None for one in controls):
+            found = (self._pair(seed),)
+            controls = [
+                one.model_copy(update={"boxes": found})
+                if isinstance(one, IdentityControl) and one.boxes is None
+                else one
+                for one in controls
+            ]
+        boxes = {
+            position: one.boxes
+            for position, one in enumerate(controls)
+            if isinstance(one, IdentityControl) and one.boxes is not None
+        }
+        self.boxes.append(boxes)
+        faces = tuple(pair.picture for pairs in boxes.values() for pair in pairs)
+        return [
+            one.model_copy(update={"region": one.region.model_copy(update={"boxes": faces})})
+            if isinstance(one, AppearanceControl) and one.region and one.region.boxes is None
+            else one
+            for one in controls
+        ]
+
+    def _pair(self, seed: int) -> BoxPair:
+        """The largest face of the reference, and of the picture that the seed gives unguided."""
+        reference = self.request.reference
+        assert reference is not None
+        assert self.reference is not None
+        if self._face is None:
+            shown = self.references.picture(reference, self.reference)
+            self._face = largest_face(self.faces(), shown, "the reference")
+        original = self._original(seed)
+        shown = self.references.picture(self._original_reference(seed), original)
+        what = f"the picture that seed {seed} gives without guidance"
+        return BoxPair(reference=self._face, picture=largest_face(self.faces(), shown, what))
+
     def _original(self, seed: int) -> Trajectory:
         """The picture's own trajectory without guidance, section 9.1, from the same start."""
+        if (known := self._originals.get(seed)) is not None:
+            return known
+        pairs = zip(self.request.controls, self.heads, strict=True)
+        compared = [(c, h) for c, h in pairs if _compares_with(c, "original")]
+        steps = self._steps([control for control, _ in compared])
+        reference = self._original_reference(seed)
+        heads = [head for _, head in compared]
+        self._originals = {seed: self.references.provide(reference, heads, steps, self.beginning)}
+        return self._originals[seed]
+
+    def _original_reference(self, seed: int) -> SampledReference:
         request = self.request
-        reference = SampledReference(
+        return SampledReference(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             seed=seed,
             guidance_scale=request.guidance_scale,
             eta=request.eta,
         )
-        pairs = zip(request.controls, self.heads, strict=True)
-        compared = [(c, h) for c, h in pairs if _compares_with(c, "original")]
-        steps = self._steps([control for control, _ in compared])
-        heads = [head for _, head in compared]
-        return self.references.provide(reference, heads, steps, self.beginning)
 
     def _steps(self, controls: list[RelativeControl | SpatialControl]) -> set[int]:
         spans = [control.span for control in controls]
         request = self.request
         return guided_or_last(spans, request.num_inference_steps, request.first_step)
+
+
+def _drafted(control: RelativeControl) -> RelativeControl:
+    """A control whose faces are not known yet, with the whole picture in their place."""
+    whole = Box(x0=0, y0=0, x1=1, y1=1)
+    if isinstance(control, IdentityControl) and control.boxes is None:
+        return control.model_copy(update={"boxes": (BoxPair(reference=whole, picture=whole),)})
+    if isinstance(control, AppearanceControl) and control.region and control.region.boxes is None:
+        return control.model_copy(update={"region": None})
+    return control
 
 
 def _compares_with(control: RelativeControl | SpatialControl, which: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -17,7 +17,6 @@ from jobs.request import (
     InitImage,
     OutputOptions,
     Reference,
-    SpatialControl,
 )
 from jobs.result import (
     ControlDistance,
@@ -28,11 +27,13 @@ from jobs.result import (
     StoredReadout,
     StoredResult,
     attempt_prefix,
+    distance_unit,
 )
 from worker.ranking import ranking, score
 
 if TYPE_CHECKING:
     from worker.execute import Execution
+    from worker.watch import EvolutionFrame
 
 Encode = Callable[[Image.Image, OutputOptions, dict[str, Any] | None], bytes]
 Put = Callable[[str, bytes, str], None]
@@ -44,17 +45,24 @@ MEDIA_TYPES = {
     "gif": "image/gif",
     "mp4": "video/mp4",
 }
-_PLAIN_PNG = OutputOptions(format="png", embed_parameters=False)
+PLAIN_PNG = OutputOptions(format="png", embed_parameters=False)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What is to be stored, and for which attempt."""
+    """What is to be stored, and for which attempt.
+
+    Attributes:
+        frames: of the evolution that are in storage already, by picture and step.
+        sha256: of the objects that are, by file name.
+    """
 
     job_id: str
     attempt: int
     request: GenerationRequest
     execution: Execution
+    frames: Mapping[tuple[int, int], StoredFrame] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 def publish(publication: Publication, encode: Encode, put: Put) -> ResultSummary:
@@ -139,11 +147,28 @@ def readout_names(controls: Sequence[Control]) -> list[str]:
     ]
 
 
+def store_frame(
+    request: GenerationRequest, frame: EvolutionFrame, png: Callable[[str, Image.Image], str]
+) -> StoredFrame:
+    """Store a frame of an evolution; `png` stores an image under a name and returns its key."""
+    stem = f"evolution-{frame.index:03d}-step-{frame.step:03d}"
+    names = readout_names(request.controls)
+    return StoredFrame(
+        step=frame.step,
+        key=png(f"{stem}-image", frame.image),
+        readouts=tuple(
+            StoredReadout(head=control.head, key=png(f"{stem}-{name}", readout))
+            for control, name, readout in zip(request.controls, names, frame.readouts, strict=True)
+        ),
+    )
+
+
 class _Shelf:
     """Puts an attempt's files under its prefix and remembers their hashes."""
 
     def __init__(self, publication: Publication, encode: Encode, put: Put) -> None:
-        self.sha256: dict[str, str] = {}
+        self.sha256: dict[str, str] = dict(publication.sha256)
+        self._frames = publication.frames
         self._request = publication.request
         self._execution = publication.execution
         self._prefix = attempt_prefix(publication.job_id, publication.attempt)
@@ -168,6 +193,7 @@ class _Shelf:
         data = self._encode(image, output, parameters)
         key = self.put(name, data, MEDIA_TYPES[output.format])
         readouts = execution.readouts[index] if output.readouts else []
+        boxes = execution.boxes[index] if execution.boxes else {}
         return StoredResult(
             index=index,
             seed=seed,
@@ -176,6 +202,7 @@ class _Shelf:
             width=image.width,
             height=image.height,
             distances=self._distances(index),
+            boxes={str(place): pairs for place, pairs in boxes.items()},
             readouts=self._readouts(f"readout-{index:03d}", readouts),
             evolution=self._evolution(index),
             score=self._scores[index],
@@ -196,7 +223,7 @@ class _Shelf:
             str(position): ControlDistance(
                 head=control.head,
                 distance=distance,
-                unit="rms" if isinstance(control, SpatialControl) else "cosine",
+                unit=distance_unit(control),
             )
             for position, (control, distance) in enumerate(
                 zip(self._request.controls, distances, strict=True)
@@ -214,17 +241,13 @@ class _Shelf:
         )
 
     def _evolution(self, index: int) -> tuple[StoredFrame, ...]:
+        """An image's frames; those that were shown while the job ran are there already."""
         frames = self._execution.evolution
         return tuple(
-            StoredFrame(
-                step=frame.step,
-                key=self._png(f"evolution-{index:03d}-step-{frame.step:03d}-image", frame.image),
-                readouts=self._readouts(
-                    f"evolution-{index:03d}-step-{frame.step:03d}", frame.readouts
-                ),
-            )
+            self._frames.get((frame.index, frame.step))
+            or store_frame(self._request, frame, self._png)
             for frame in (frames[index] if frames else ())
         )
 
     def _png(self, stem: str, image: Image.Image) -> str:
-        return self.put(f"{stem}.png", self._encode(image, _PLAIN_PNG, None), "image/png")
+        return self.put(f"{stem}.png", self._encode(image, PLAIN_PNG, None), "image/png")

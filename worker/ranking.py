@@ -48,4 +48,5 @@ def keep_best(request: GenerationRequest, execution: Execution) -> Execution:
         distances=chosen(execution.distances),
         readouts=chosen(execution.readouts),
         evolution=chosen(execution.evolution),
+        boxes=chosen(execution.boxes),
     )

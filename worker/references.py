@@ -6,16 +6,19 @@ not. Heads are no part of it either: a trajectory gathers the readouts of every 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from heads_registry.base_model import BaseModel, Pixels
 from jobs.request import InvertedReference, SampledReference
 from worker.controls import LoadImage
+from worker.images import to_images
 from worker.init_image import Beginning, picture_of, pixels_of
 from worker.models import LoadedHead
 from worker.passes import branches_of
@@ -44,6 +47,7 @@ class References:
         load_image: fetches a stored image.
         on_pass: called before each U-Net pass; raise in it to stop.
         forwards: U-Net passes made so far.
+        found: trajectories that were known, by where they were: memory, disk or storage.
     """
 
     model: BaseModel
@@ -52,6 +56,7 @@ class References:
     load_image: LoadImage
     on_pass: OnPass
     forwards: int = 0
+    found: Counter[str] = field(default_factory=Counter)
 
     def provide(
         self,
@@ -75,8 +80,8 @@ class References:
         item, plan = self._item(reference, beginning)
         key = reference_key(self._facts(reference, plan, beginning))
         branches = branches_of(self.plan.branch)
-        trajectory = self.cache.get(key)
-        if trajectory is None:
+        known = self.cache.find(key)
+        if known is None:
             if isinstance(reference, InvertedReference):
                 pixels = self._pixels(reference)
                 item = replace(item, start=self._noise(pixels, reference, plan))
@@ -88,12 +93,25 @@ class References:
             self.cache.put(key, trajectory)
             return trajectory
         # what a trimmed trajectory lacks stays this job's own; the cache decides what it keeps
-        trajectory = replace(trajectory, readouts=dict(trajectory.readouts))
+        self.found[known.source] += 1
+        trajectory = replace(known.trajectory, readouts=dict(known.trajectory.readouts))
         if complete(
             self.model, trajectory, item, plan, readers, steps, branches, on_pass=self._count
         ):
             self.cache.put(key, trajectory)
         return trajectory
+
+    def picture(
+        self, reference: SampledReference | InvertedReference, trajectory: Trajectory
+    ) -> Image.Image:
+        """What a reference shows: the image itself, or the picture its trajectory ends with."""
+        pixels = (
+            self._pixels(reference)
+            if isinstance(reference, InvertedReference)
+            else self.model.decode(trajectory.latents[-1:].to(self.model.device))
+        )
+        [image] = to_images(pixels)
+        return image
 
     def _count(self) -> None:
         self.on_pass()

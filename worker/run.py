@@ -12,7 +12,8 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,12 +39,14 @@ from jobs.store import ObjectStore
 from worker.failures import BatchTooLarge, DeviceLost, InvalidTarget, failure_of
 from worker.lease import Company, Drained, Interrupted, Lease
 from worker.patience import patiently
+from worker.previews import Onlookers, Previews
 from worker.publish import Publication, publish
 from worker.ranking import keep_best
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from worker.execute import Execution
+    from worker.watch import Audience
 
 QUEUE_PATIENCE_S = 120.0
 
@@ -64,6 +67,7 @@ class Engine(Protocol):
         request: GenerationRequest,
         load_image: Callable[[StoredImage], Image.Image],
         on_step: Callable[[int, int], None],
+        audience: Audience | None = None,
     ) -> Execution:
         """Run a request."""
 
@@ -72,6 +76,7 @@ class Engine(Protocol):
         requests: Sequence[GenerationRequest],
         load_image: Callable[[StoredImage], Image.Image],
         on_step: Callable[[int, int], None],
+        audience: Audience | None = None,
     ) -> Sequence[Execution]:
         """Run requests of one group (jobs/schedule.py) in one batch."""
 
@@ -95,10 +100,11 @@ class Activity:
 
 @dataclass(frozen=True)
 class _Held:
-    """A job that this worker has taken, and its hold on it."""
+    """A job that this worker has taken, its hold on it, and what is shown of it."""
 
     record: JobRecord
     lease: Lease
+    previews: Previews
     start: float = field(default_factory=time.perf_counter)
 
 
@@ -134,6 +140,7 @@ class Runner:
         self._queue = queue
         self._figures = figures
         self._leases: Sequence[Lease] = ()
+        self._previews = ThreadPoolExecutor(1, "previews")
         self._batch_pixels = settings.batch_pixels
         self._jobs_done = 0
         self._drains = False
@@ -185,7 +192,7 @@ class Runner:
         except QueueUnavailable as error:
             log.warning("job.not_started", ticket=ticket, reason=str(error))
             return
-        held = [_Held(record, self._lease(record)) for record in records]
+        held = [self._hold(record) for record in records]
         with ExitStack() as leases:
             self._leases = tuple(leases.enter_context(one.lease) for one in held)
             if self._drains:
@@ -200,8 +207,10 @@ class Runner:
                 self._leases = ()
                 self._jobs_done += len(held)
 
-    def _lease(self, record: JobRecord) -> Lease:
-        return Lease(self._records, self._settings, record.id, record.attempt)
+    def _hold(self, record: JobRecord) -> _Held:
+        lease = Lease(self._records, self._settings, record.id, record.attempt)
+        parts = self._records, self.engine.encode, self._store.put_bytes, self._previews
+        return _Held(record, lease, Previews(lease, record.request, *parts))
 
     def _together(self, held: Sequence[_Held]) -> None:
         """Compute in one batch; where that fails, in halves or alone, so that each fails alone."""
@@ -231,7 +240,7 @@ class Runner:
         company = Company([one.lease for one in held])
         load_image = self._image_loader(held[0].lease)
         requests = [record.request for record in records]
-        return self.engine.execute_together(requests, load_image, company.on_step)
+        return self.engine.execute_together(requests, load_image, company.on_step, _onlookers(held))
 
     def _one(self, one: _Held, execution: Execution | None) -> None:
         """The end of one job: computed alone where that was not done together; the wide event."""
@@ -239,16 +248,16 @@ class Runner:
         bound = {"job_id": record.id, "request_id": record.request_id, "attempt": record.attempt}
         with structlog.contextvars.bound_contextvars(**bound):
             event = _facts(record) | {"together": len(self._leases)}
-            event |= self._attempt(record, one.lease, execution)
+            event |= self._attempt(one, execution)
             event["seconds"] = round(time.perf_counter() - one.start, 3)
             log.info("job.finished", **event)
 
-    def _attempt(
-        self, record: JobRecord, lease: Lease, execution: Execution | None
-    ) -> dict[str, Any]:
+    def _attempt(self, one: _Held, execution: Execution | None) -> dict[str, Any]:
         """Compute and publish; returns what the wide event says of it."""
+        lease = one.lease
         try:
-            return self._generate(record, lease, execution)
+            with closing(one.previews):  # before anything that the attempt stored is deleted
+                return self._generate(one, execution)
         except JobCanceled:
             self._discard(lease)
             self._tell(lambda: self._records.acknowledge_cancel(lease.job_id, lease.attempt))
@@ -282,16 +291,17 @@ class Runner:
             log.warning("job.not_given_back", reason=str(error))
         log.info("job.released")
 
-    def _generate(
-        self, record: JobRecord, lease: Lease, execution: Execution | None
-    ) -> dict[str, Any]:
-        request = record.request
+    def _generate(self, one: _Held, execution: Execution | None) -> dict[str, Any]:
+        request, lease = one.record.request, one.lease
         if execution is None:
-            execution = self.engine.execute(request, self._image_loader(lease), lease.on_step)
+            load_image = self._image_loader(lease)
+            execution = self.engine.execute(request, load_image, lease.on_step, _onlookers([one]))
         lease.report_stage("storing", request.num_steps)
         start = time.perf_counter()
         execution = keep_best(request, execution)
-        publication = Publication(lease.job_id, lease.attempt, request, execution)
+        one.previews.finish()
+        seen = one.previews.frames, one.previews.sha256
+        publication = Publication(lease.job_id, lease.attempt, request, execution, *seen)
 
         def put(key: str, data: bytes, media_type: str) -> None:
             lease.check()
@@ -357,6 +367,10 @@ class Runner:
             self._store.delete_prefix(attempt_prefix(lease.job_id, lease.attempt))
         except JobsError as error:
             log.warning("job.not_discarded", reason=str(error))
+
+
+def _onlookers(held: Sequence[_Held]) -> Onlookers:
+    return Onlookers([(one.record.request, one.lease, one.previews) for one in held])
 
 
 def _pixels(request: GenerationRequest) -> int:

@@ -32,6 +32,7 @@ from worker.guidance import (
     read,
     readout_update,
 )
+from worker.monitor import DistanceMonitor
 from worker.passes import Branch, Passes, branches_of
 from worker.plan import (
     Diverged,
@@ -40,6 +41,7 @@ from worker.plan import (
     Samples,
     SamplingPlan,
     Snapshot,
+    Watch,
     initial_noise,
 )
 from worker.schedule import DDIMSchedule
@@ -72,6 +74,7 @@ def sample(
     plan: SamplingPlan,
     *,
     on_step: OnStep = lambda step_index, num_steps: None,
+    watch: Watch | None = None,
 ) -> Samples:
     """Run the loop.
 
@@ -80,11 +83,12 @@ def sample(
         items: pictures to make; each may have any number of controls.
         plan: what they share.
         on_step: called with (step_index, num_steps) before each step; raise in it to stop.
+        watch: is shown distances and snapshots on the way.
 
     Raises:
         Diverged: an item's latents are no longer finite.
     """
-    return Run(model, items, plan).run(on_step)
+    return Run(model, items, plan).run(on_step, watch)
 
 
 class Run:
@@ -123,6 +127,7 @@ class Run:
         )
         self.groups: dict[tuple[tuple[int, int], ...], list[ControlGroup]] = {}
         self.diverged_at = torch.full((len(items),), -1, device=model.device)
+        self.monitor = DistanceMonitor([len(item.targets) for item in items], model.device)
 
     def _noise(self) -> tuple[Start, list[Float[Tensor, "batch channels h w"]]]:
         """The first latents and each step's variance noise: drawn, unless an item has its own."""
@@ -150,13 +155,19 @@ class Run:
             "conditional": encoded[[unique.index(text) for text in positive]],
         }
 
-    def run(self, on_step: OnStep) -> Samples:
+    def run(self, on_step: OnStep, watch: Watch | None = None) -> Samples:
         """All steps, then the results."""
         snapshots = []
         for step_index in self.steps:
+            if watch is not None:
+                watch.on_distances(self.monitor.latest())
             on_step(step_index - self.steps.start, len(self.steps))
-            observe = step_index in self.plan.evolution_steps or step_index == self.steps[-1]
-            snapshots.append(self._step(step_index, observe))
+            is_shown = step_index in self.plan.evolution_steps
+            snapshot = self._step(step_index, is_shown or step_index == self.steps[-1])
+            snapshots.append(snapshot)
+            if watch is not None and snapshot is not None and is_shown:
+                self._raise_if_diverged()
+                watch.on_snapshot(snapshot)
         self._raise_if_diverged()
         last = snapshots[-1]
         assert last is not None
@@ -260,6 +271,8 @@ class Run:
                 balanced=self.plan.update_rule in ("elementwise", "rms"),
             )
             (gradient,) = torch.autograd.grad(features, latents, mixture.gradients)
+        places = [(row, self.items[row].targets.index(target)) for row, target in controls]
+        self.monitor.note(step_index, places, mixture.measured)
         passes.add([(branch, active) for branch in branches], output.detach(), features)
         return active, gradient, mixture
 

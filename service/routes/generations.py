@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -27,7 +27,7 @@ from service.listening import (
 )
 from service.openapi import EVENT_STREAM, problems
 from service.services import Services, ServicesDep
-from service.views import generation_summary, generation_view
+from service.views import generation_summary, generation_view, preview_event
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 _GENERATION_ID = re.compile(r"gen_[0-9a-f]{24}")
@@ -132,8 +132,9 @@ async def events(
 ) -> Response:
     """What happens to a generation, as server-sent events, until it is over.
 
-    Types: `queued`, `position`, `started`, `progress`, `requeued`, and one of `succeeded`, `failed`
-    and `canceled`, whose data is the generation. Reconnecting with `Last-Event-ID` resumes.
+    Types: `queued`, `position`, `started`, `progress`, `preview`, `requeued`, and one of
+    `succeeded`, `failed` and `canceled`, whose data is the generation. Reconnecting with
+    `Last-Event-ID` resumes.
     """
     record = await run_sync(services.records.get, generation_id, caller.owner)
 
@@ -142,7 +143,10 @@ async def events(
         view = generation_view(now, services.objects, settings.presigned_url_expiry_s)
         return view.model_dump(mode="json")
 
-    stream = EventStream(services.feed, services.records, record, after, show)
+    def show_preview(data: Mapping[str, Any]) -> dict[str, Any]:
+        return preview_event(data, services.objects)
+
+    stream = EventStream(services.feed, services.records, record, after, show, show_preview)
     if await stream.is_over():
         return Response(status_code=204)  # which tells a browser not to come again
     if services.listeners.full:

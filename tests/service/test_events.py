@@ -15,7 +15,10 @@ import httpx
 import pytest
 
 from client import ReadoutClient, Refused
+from jobs.errors import StaleAttempt
 from jobs.record import Failure, FailureCode, Progress, RecordStore
+from jobs.result import Preview, StoredReadout, attempt_prefix
+from jobs.state import CurrentDistance
 from service import listening
 from service.settings import GatewaySettings
 from tests.jobs.samples import a_result
@@ -59,6 +62,12 @@ def path(generation_id: str) -> str:
     return f"/v1/generations/{generation_id}/events"
 
 
+def a_preview(job: str, attempt: int, step: int) -> Preview:
+    stem = f"{attempt_prefix(job, attempt)}evolution-000-step-{step:03d}"
+    readout = StoredReadout(head="tiny/pose", key=f"{stem}-pose.png")
+    return Preview(index=0, step=step, key=f"{stem}-image.png", readouts=(readout,))
+
+
 def later(seconds: float, call: Callable[[], object]) -> threading.Timer:
     timer = threading.Timer(seconds, call)
     timer.start()
@@ -79,7 +88,8 @@ def test_a_whole_life(client: httpx.Client, records: RecordStore) -> None:
     records.progress(job, attempt, Progress(step=0, total_steps=10))
     records.release(job, attempt)
     attempt = records.start(job, "w")
-    records.progress(job, attempt, Progress(step=3, total_steps=10))
+    distance = CurrentDistance(control=0, head="tiny/pose", distance=0.5, unit="rms", step=2)
+    records.progress(job, attempt, Progress(step=3, total_steps=10, distances=(distance,)))
     records.fail(job, attempt, FAILURE)
     events = listen(client, job)
     assert [event.type for event in events] == [
@@ -92,7 +102,13 @@ def test_a_whole_life(client: httpx.Client, records: RecordStore) -> None:
         "failed",
     ]
     assert events[1].data == {"attempt": 1}
-    assert events[5].data == {"step": 3, "total_steps": 10, "stage": "sampling"}
+    assert events[5].data["distances"] == [distance.model_dump()]
+    assert {**events[5].data, "distances": []} == {
+        "step": 3,
+        "total_steps": 10,
+        "stage": "sampling",
+        "distances": [],
+    }
     assert events[-1].data == client.get(f"/v1/generations/{job}").json()
     with client.stream("GET", path(job)) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -110,6 +126,43 @@ def test_the_terminal_event_has_the_result_with_urls(
     assert last.type == "succeeded"
     assert last.data["result"]["images"][0]["url"].startswith("http")
     assert "key" not in last.data["result"]["images"][0]
+
+
+def test_frames_are_events_with_urls_and_part_of_the_status(
+    client: httpx.Client, records: RecordStore
+) -> None:
+    job = create(client)
+    attempt = records.start(job, "w")
+    records.progress(job, attempt, Progress(step=3, total_steps=10))
+    frames = [a_preview(job, attempt, step) for step in (1, 3)]
+    for count in (1, 2):
+        records.preview(job, attempt, frames[count - 1 : count], frames[:count])
+    shown = client.get(f"/v1/generations/{job}").json()["progress"]["previews"]
+    assert [(one["step"], one["index"]) for one in shown] == [(1, 0), (3, 0)]
+    assert frames[0].key in shown[0]["url"]
+    assert shown[0]["readouts"][0]["head"] == "tiny/pose"
+    records.fail(job, attempt, FAILURE)
+    told = [event.data for event in listen(client, job) if event.type == "preview"]
+    assert [(one["attempt"], one["step"]) for one in told] == [(1, 1), (1, 3)]
+    assert frames[1].key in told[1]["images"][0]["url"]
+    assert "key" not in told[1]["images"][0]
+    assert records.get(job).previews == ()
+
+
+def test_frames_of_a_lost_attempt_are_no_longer_shown(
+    client: httpx.Client, records: RecordStore
+) -> None:
+    job = create(client)
+    attempt = records.start(job, "w")
+    frame = a_preview(job, attempt, 1)
+    records.preview(job, attempt, [frame], [frame])
+    records.release(job, attempt)
+    attempt = records.start(job, "w")
+    records.progress(job, attempt, Progress(step=0, total_steps=10))
+    assert client.get(f"/v1/generations/{job}").json()["progress"]["previews"] == []
+    with pytest.raises(StaleAttempt):
+        records.preview(job, attempt - 1, [frame], [frame])
+    records.request_cancel(job)
 
 
 def test_events_come_as_they_happen_and_the_place_in_the_queue_is_told(

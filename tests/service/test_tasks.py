@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from jobs.controls import BoxPair
 from jobs.record import Failure, FailureCode, RecordStore
 from jobs.request import InvertedReference, SampledReference
 from jobs.result import ResultSummary, StoredResult, attempt_prefix
@@ -126,6 +127,31 @@ def test_identity_has_an_appearance_term_outside_the_faces(client: httpx.Client)
         "controls": [{"type": "appearance", "towards": "original", "weight": 0}],
     }
     assert len(effective(client, without)["controls"]) == 2
+
+
+def test_faces_are_left_to_be_found_where_the_model_has_a_detector(
+    client: httpx.Client, records: RecordStore
+) -> None:
+    asked = {"model": "whole-tuned", "prompt": "b", "reference": SEEDED, "task": "identity"}
+    created = create(client, asked)
+    identity, around = created["request"]["controls"]
+    assert identity["boxes"] is None
+    assert around["region"] == {"boxes": None, "outside": True}
+    assert create(client, created["request"])["request"] == created["request"]
+    request = records.get(created["id"]).request
+    assert request.controls[0].boxes is None  # type: ignore[union-attr]
+    attempt = records.start(created["id"], "w")
+    box = {"x0": 0.25, "y0": 0.0, "x1": 0.5, "y1": 0.25}
+    pair = BoxPair.model_validate({"reference": box, "picture": FACE})
+    prefix = attempt_prefix(created["id"], attempt)
+    image = StoredResult(
+        index=0, seed=1, key=f"{prefix}0.png", sha256="0" * 64, width=64, height=64,
+        boxes={"0": (pair,)},
+    )  # fmt: skip
+    summary = ResultSummary(attempt=attempt, manifest_key=f"{prefix}m.json", images=(image,))
+    records.succeed(created["id"], attempt, summary)
+    [shown] = client.get(f"/v1/generations/{created['id']}").json()["result"]["images"]
+    assert shown["boxes"] == [{"control": 0, "reference": box, "picture": FACE}]
 
 
 def test_any_controls_together(client: httpx.Client) -> None:
@@ -269,6 +295,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("points of another task", drag(task="appearance"), "#/points"),
     ("a box outside", region(x1=1.5), "#/region/boxes/0"),
+    (
+        "a region of faces without any",
+        {"model": "whole", "prompt": "a", "reference": SEEDED, "region": {"outside": True}},
+        "#/region/boxes",
+    ),
+    (
+        "an identity control without boxes",
+        {"model": "whole", "prompt": "a", "reference": SEEDED, "controls": [{"type": "identity"}]},
+        "#/controls/0/boxes",
+    ),
     ("a box above", region(y0=-0.1), "#/region/boxes/0"),
     ("a box without area", region(x1=0.25), "#/region/boxes/0"),
     ("identity without boxes", identity(boxes=None), "#/boxes"),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -26,6 +26,12 @@ class Frame:
     step: int
     image: Image.Image
     readouts: list[Image.Image]
+    index: int = 0
+
+
+class Measured(NamedTuple):
+    distance: float
+    step_index: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class FakeExecution:
     reference_psnr_db: float | None = None
     warnings: tuple[str, ...] = ()
     animation: bytes | None = None
+    boxes: list[dict[int, Any]] = field(default_factory=list)
 
 
 class FakeEngine:
@@ -65,24 +72,29 @@ class FakeEngine:
         request: GenerationRequest,
         load_image: Callable[[StoredImage], Image.Image],
         on_step: Callable[[int, int], None],
+        audience: Any = None,
+        job: int = 0,
     ) -> Any:
         for control in request.controls:
             assert control.image is not None
             load_image(control.image)
-        for step_index in range(request.num_steps):
-            self.before_step(step_index)
-            on_step(step_index, request.num_steps)
-            time.sleep(self.step_s)
         size = (request.width, request.height)
         seeds = list(request.seeds)
         images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
         readouts = [[image for _ in request.controls] for image in images]
-        evolution = [
-            [Frame(step, image, [image for _ in request.controls]) for step in steps]
-            for image, steps in zip(
-                images, [request.output.evolution_steps] * len(images), strict=True
-            )
-        ]
+        evolution: list[list[Frame]] = [[] for _ in images]
+        for step_index in range(request.num_steps):
+            self.before_step(step_index)
+            if audience is not None and step_index > 0:
+                measured = [Measured(1 / step_index, step_index - 1) for _ in request.controls]
+                audience.on_distances(job, [measured for _ in images])
+            on_step(step_index, request.num_steps)
+            time.sleep(self.step_s)
+            if step_index in request.output.evolution_steps:
+                for index, (image, shown) in enumerate(zip(images, readouts, strict=True)):
+                    evolution[index].append(Frame(step_index, image, shown, index))
+                if audience is not None:
+                    audience.on_frames(job, [frames[-1] for frames in evolution])
         distances = [[0.25 for _ in request.controls] for _ in images]
         return FakeExecution(
             images,
@@ -99,12 +111,16 @@ class FakeEngine:
         requests: Sequence[GenerationRequest],
         load_image: Callable[[StoredImage], Image.Image],
         on_step: Callable[[int, int], None],
+        audience: Any = None,
     ) -> list[Any]:
         """The first one's steps for all of them, as in a batch."""
         self.batches.append(len(requests))
-        first = self.execute(requests[0], load_image, on_step)
+        first = self.execute(requests[0], load_image, on_step, audience)
         silent = FakeEngine()
-        rest = [silent.execute(one, load_image, lambda *_: None) for one in requests[1:]]
+        rest = [
+            silent.execute(one, load_image, lambda *_: None, audience, job)
+            for job, one in enumerate(requests[1:], 1)
+        ]
         return [first, *rest]
 
     def encode(

@@ -444,6 +444,74 @@ def test_a_step_costs_less_than_a_millisecond_or_two(stack: Stack) -> None:
     assert median_ms < 5, f"{median_ms:.2f} ms"  # about 0.2 ms on an idle machine
 
 
+def test_frames_and_distances_are_seen_while_the_job_runs(stack: Stack) -> None:
+    seen: list[Any] = []
+
+    def look(step_index: int) -> None:
+        if step_index == 9:
+            deadline = time.monotonic() + 10
+            while len(stack.records.get(job).previews) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen.append(stack.records.get(job))
+
+    request = a_request(
+        task="spatial",
+        num_images=1,
+        num_candidates=2,
+        controls=(a_control(stack),),
+        output=OutputOptions(evolution_steps=(4,)),
+    )
+    job = stack.records.create(request).id
+    a_runner(stack, FakeEngine(step_s=0.05, before_step=look)).run(job)
+    [running] = seen
+    assert running.state is JobState.RUNNING
+    assert [(one.step, one.index) for one in running.previews] == [(4, 0), (4, 1)]
+    [distance] = running.progress.distances
+    assert (distance.control, distance.head, distance.unit) == (0, "tiny/pose", "rms")
+    assert distance.distance == pytest.approx(1 / (distance.step + 1))
+    events = EventLog(stack.client, stack.settings).read(job)
+    [told] = [event for event in events if event.type == "preview"]
+    assert [image["index"] for image in told.data["images"]] == [0, 1]
+    done = stack.records.get(job)
+    assert done.previews == ()
+    assert done.result is not None
+    [frame] = done.result.images[0].evolution
+    assert frame.key == running.previews[0].key
+    manifest = json.loads(stack.store.get_bytes(done.result.manifest_key))
+    stored = {key.rpartition("/")[2] for key in stack.store.list_keys(f"jobs/{job}/1/")}
+    assert stored == {"manifest.json", *manifest["sha256"]}
+
+
+def test_a_canceled_job_leaves_no_frames(stack: Stack) -> None:
+    def cancel(step_index: int) -> None:
+        if step_index == 6:
+            stack.records.request_cancel(job)
+
+    request = a_request(output=OutputOptions(evolution_steps=(0, 1, 2, 3, 4, 5, 6)))
+    job = stack.records.create(request).id
+    a_runner(stack, FakeEngine(before_step=cancel)).run(job)
+    assert stack.records.get(job).state is JobState.CANCELED
+    assert list(stack.store.list_keys(f"jobs/{job}/")) == []
+
+
+def test_frames_that_storage_did_not_take_are_stored_in_the_end(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, put = stack.store, stack.store.put_bytes
+
+    def fails_at_first(key: str, data: bytes, media_type: str = "image/png") -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise StorageFull("no room")
+        put(key, data, media_type)
+
+    monkeypatch.setattr(store, "put_bytes", fails_at_first)
+    job = stack.records.create(a_request(output=OutputOptions(evolution_steps=(2,)))).id
+    a_runner(stack).run(job)
+    result = stack.records.get(job).result
+    assert result is not None
+    assert store.get_bytes(result.images[0].evolution[0].key)
+
+
 def test_without_a_runner_the_entry_point_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.run._runner", None)
     with pytest.raises(RuntimeError, match="readout worker"):

@@ -25,17 +25,16 @@ class Fussy(FakeEngine):
         super().__init__(**options)
         self.refuse = refuse
 
-    def execute(
-        self, request: GenerationRequest, load_image: Any, on_step: Callable[[int, int], None]
-    ) -> Any:
+    def execute(self, request: GenerationRequest, load_image: Any, on_step: Any, *rest: Any) -> Any:
         self.refuse([request])
-        return super().execute(request, load_image, on_step)
+        return super().execute(request, load_image, on_step, *rest)
 
     def execute_together(
         self,
         requests: Sequence[GenerationRequest],
         load_image: Callable[[StoredImage], Image.Image],
         on_step: Callable[[int, int], None],
+        audience: Any = None,
     ) -> list[Any]:
         self.batches.append(len(requests))
         self.refuse(requests)

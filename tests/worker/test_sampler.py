@@ -17,7 +17,9 @@ from heads_registry.loading import load_head
 from heads_registry.manifest import Catalogue, HeadManifest
 from heads_registry.networks import ReadoutHead
 from worker.guidance import ReadoutTarget
+from worker.monitor import Measured
 from worker.objectives import spatial_distance
+from worker.plan import Snapshot
 from worker.sampler import Diverged, SampleItem, Samples, SamplingPlan, sample
 
 PLAN = SamplingPlan(height=32, width=32, num_inference_steps=6, guidance_scale=3.0)
@@ -152,6 +154,42 @@ def test_a_heads_readouts_come_from_passes_that_are_made_anyway(
         assert sum(rows) == 3 * guided_rows + 3 * 2
         assert [snapshot.step_index for snapshot in samples.evolution] == [0, 4]
         assert samples.readouts[0][0].shape == (3, 8, 8)
+
+
+class Onlooker:
+    def __init__(self) -> None:
+        self.distances: list[list[list[Measured | None]]] = []
+        self.snapshots: list[Snapshot] = []
+
+    def on_distances(self, distances: list[list[Measured | None]]) -> None:
+        self.distances.append(distances)
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
+
+
+@pytest.mark.parametrize("branch", ["unconditional", "conditional", "both"])
+def test_distances_on_the_way_are_those_of_the_readouts(tiny: Tiny, branch: str) -> None:
+    on, off = tiny.target(span=(0.4, 0.6)), tiny.target(weight=0.0)
+    items = [SampleItem("a", seed=1), SampleItem("a", seed=2, targets=(off, on))]
+    plan = replace(PLAN, form="one_pass", branch=branch, evolution_steps=(2, 3), eta=0.0)
+    watch = Onlooker()
+    samples = sample(tiny.model, items, plan, watch=watch)
+    assert [shot.step_index for shot in watch.snapshots] == [2, 3]
+    assert len(watch.distances) == len(plan)
+    assert watch.distances[2] == [[], [None, None]]
+    for step_index, snapshot in zip((2, 3), watch.snapshots, strict=True):
+        [nothing, [never, measured]] = watch.distances[step_index + 1]
+        assert (nothing, never) == ([], None)
+        assert measured is not None
+        assert measured.step_index == step_index
+        expected = on.measured(
+            snapshot.readouts[1][1][None], on.target_at(step_index, branch)[None]
+        )
+        assert measured.distance == pytest.approx(float(expected), rel=1e-4)
+    assert watch.distances[4][1][1] == watch.distances[-1][1][1]
+    silent = sample(tiny.model, items, plan)
+    assert torch.equal(samples.latents, silent.latents)
 
 
 def test_spans_are_rounded_and_end_open(tiny: Tiny) -> None:
