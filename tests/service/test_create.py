@@ -15,8 +15,8 @@ from heads_registry.manifest import Catalogue
 from jobs.queue import JobQueue
 from jobs.record import RecordStore
 from jobs.request import Keypoint, Pose
+from service.checks import guided_steps
 from service.keypoints import OpenPoseKeypoints
-from service.resolve import guided_steps
 from service.settings import GatewaySettings
 from tests.service.conftest import image_bytes, upload
 
