@@ -55,6 +55,9 @@ def test_create_answers_202_with_location_and_the_effective_request(
         "controls": [],
         "reference": None,
         "start": "seed",
+        "init_image": None,
+        "strength": None,
+        "mask": None,
         "points": None,
         "boxes": None,
         "region": None,
@@ -65,6 +68,7 @@ def test_create_answers_202_with_location_and_the_effective_request(
             "embed_parameters": True,
             "readouts": True,
             "evolution_steps": [],
+            "animation": None,
         },
         "webhook_url": None,
     }
