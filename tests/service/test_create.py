@@ -55,6 +55,8 @@ def test_create_answers_202_with_location_and_the_effective_request(
         "controls": [],
         "reference": None,
         "start": "seed",
+        "adapters": [],
+        "adapter_gradient": "constant",
         "init_image": None,
         "strength": None,
         "mask": None,
