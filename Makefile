@@ -88,16 +88,21 @@ demo-model: setup  ## Train the demo model, its heads and the judge again (hours
 
 demo-heads: setup  ## Train the demo model's six heads again (hours on two cores)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
-		--labels pose depth edge
+		--labels depth edge
+	@$(PY) -m world.dataset folder data/pose64 --range train --count 9000 --behind 0.3 --size 64 \
+		--labels pose
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
 		--size 64
-	@$(PY) -m world.dataset faces data/faces64 --range train --count 400 --people 2 --shots 4 \
+	@$(PY) -m world.dataset folder data/shots64 --range train --count 800 --frames 4 --size 64
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 500 --people 2 --shots 4 \
 		--size 64
 	@for head in $(HEADS); do \
-		data=data/heads64; \
 		case $$head in \
-			correspondence|appearance) data=data/videos64 ;; \
+			pose) data=data/pose64 ;; \
+			correspondence) data=data/videos64 ;; \
+			appearance) data=data/shots64 ;; \
 			identity) data=data/faces64 ;; \
+			*) data=data/heads64 ;; \
 		esac; \
 		$(VENV)/bin/readout train head heads_registry/training/recipes/mannequin-$$head.yaml \
 			--data $$data --run runs/head-$$head --out $(BUILTIN); \
