@@ -28,8 +28,14 @@ help:  ## What there is to make
 demo: setup  ## Start the stack, generate guided images, leave them in out/demo (SEED=7 ROWS=4)
 	@$(PY) -m demo --seed "$(SEED)" --rows "$(ROWS)"
 
-test: lint test-gateway  ## Every check and every test, as CI runs them
-	@$(PY) -m pytest $(PYTEST_ARGS)
+# Two at once, for a machine with two cores: lint and the gateway's tests, in their environment without
+# torch, while all other tests wait in the pipe with what they say. Either failing fails it all, and the
+# last line is pytest's. One thread each: the tests' tensors are too small for more.
+test: export OMP_NUM_THREADS = 1
+test: setup  ## Every check and every test, as CI runs them
+	@set -o pipefail; $(PY) -m pytest --ignore tests/service $(PYTEST_ARGS) 2>&1 </dev/null | { \
+		status=0; $(MAKE) --no-print-directory lint test-gateway </dev/null || status=$$?; \
+		echo "everything else"; cat; exit $$status; }
 
 setup:  ## The virtual environment .venv with everything pinned
 	@if [ "$$($(SIGNATURE))" != "$$(cat $(VENV)/signature 2>/dev/null)" ]; then \
@@ -37,9 +43,7 @@ setup:  ## The virtual environment .venv with everything pinned
 		echo "setting up $(VENV) with $$python (a few minutes at the first time)"; \
 		if [ "$$(head -n 1 $(VENV)/signature 2>/dev/null)" != "$$(pwd)" ] && \
 			[ -e $(VENV)/signature ]; then rm -rf $(VENV); fi; \
-		PYTHON="$$python" docker/install.sh worker $(VENV); \
-		$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-			--editable '.[$(EXTRAS)]'; \
+		PYTHON="$$python" PIP_COMPILE=0 docker/install.sh worker $(VENV) --editable '.[$(EXTRAS)]'; \
 		$(SIGNATURE) > $(VENV)/signature; \
 	fi
 
@@ -47,9 +51,8 @@ setup-gateway: setup
 	@if [ "$$($(SIGNATURE))" != "$$(cat $(GATEWAY_VENV)/signature 2>/dev/null)" ]; then \
 		echo "setting up $(GATEWAY_VENV): the gateway alone, without torch"; \
 		rm -rf $(GATEWAY_VENV); \
-		PYTHON=$(PY) docker/install.sh gateway $(GATEWAY_VENV); \
-		$(GATEWAY_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
-			-c constraints.txt $(GATEWAY_TEST_PACKAGES); \
+		PYTHON=$(PY) PIP_COMPILE=0 docker/install.sh gateway $(GATEWAY_VENV) \
+			'.[gateway]' $(GATEWAY_TEST_PACKAGES); \
 		$(SIGNATURE) > $(GATEWAY_VENV)/signature; \
 	fi
 
