@@ -19,8 +19,8 @@ EXTRAS := gateway,worker,local,world,train,dev
 # What an environment was made for: another place means a new one, other pins an update.
 SIGNATURE = { pwd; cat pyproject.toml constraints.txt docker/install.sh | cksum; }
 
-.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model demo-heads openapi \
-	constraints clean
+.PHONY: help demo test setup setup-gateway lint format test-gateway test-computing results demo-model \
+	demo-heads openapi constraints clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -28,13 +28,17 @@ help:  ## What there is to make
 demo: setup  ## Start the stack, generate guided images, leave them in out/demo (SEED=7 ROWS=4)
 	@$(PY) -m demo --seed "$(SEED)" --rows "$(ROWS)"
 
-# Two at once, for a machine with two cores: lint and the gateway's tests, in their environment without
-# torch, while all other tests wait in the pipe with what they say. Either failing fails it all, and the
-# last line is pytest's. One thread each: the tests' tensors are too small for more.
+# Two lanes, for two cores: lint, the gateway's tests in their environment without torch, and tests that
+# only compute; beside them all others, whose output waits in the pipe. A failure of either fails it all,
+# and the last line is pytest's. One thread each: the tests' tensors are too small for more.
+COMPUTING := tests/demo_model tests/evaluation tests/parity tests/world
+
 test: export OMP_NUM_THREADS = 1
 test: setup  ## Every check and every test, as CI runs them
-	@set -o pipefail; $(PY) -m pytest --ignore tests/service $(PYTEST_ARGS) 2>&1 </dev/null | { \
-		status=0; $(MAKE) --no-print-directory lint test-gateway </dev/null || status=$$?; \
+	@set -o pipefail; \
+	$(PY) -m pytest $(patsubst %,--ignore %,tests/service $(COMPUTING)) $(PYTEST_ARGS) \
+		2>&1 </dev/null | { \
+		status=0; $(MAKE) -k --no-print-directory lint test-gateway test-computing </dev/null || status=$$?; \
 		echo "everything else"; cat; exit $$status; }
 
 setup:  ## The virtual environment .venv with everything pinned
@@ -76,6 +80,10 @@ test-gateway: setup-gateway  ## The gateway installs and passes its tests withou
 	@$(GATEWAY_VENV)/bin/python -I -c 'import service.app, sys; assert "torch" not in sys.modules'
 	@! $(GATEWAY_VENV)/bin/python -I -c 'import torch' 2>/dev/null
 	@$(GATEWAY_VENV)/bin/python -m pytest -p no:cacheprovider tests/service
+
+test-computing: setup
+	@echo "models, world and parity"
+	@$(PY) -m pytest -p no:cacheprovider $(COMPUTING)
 
 results: setup  ## Measure everything again and write docs/results.md (hours on two cores)
 	@$(PY) -m evaluation.results
