@@ -19,8 +19,8 @@ EXTRAS := gateway,worker,local,world,train,video,dev
 # What an environment was made for: another place means a new one, other pins an update.
 SIGNATURE = { pwd; cat pyproject.toml constraints.txt docker/install.sh | cksum; }
 
-.PHONY: help demo test setup setup-gateway lint format test-gateway results demo-model demo-heads demo-adapters openapi \
-	constraints clean
+.PHONY: help demo test setup setup-gateway lint format test-gateway test-computing results demo-model \
+	demo-heads demo-adapters openapi constraints clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -28,8 +28,18 @@ help:  ## What there is to make
 demo: setup  ## Start the stack, generate guided images, leave them in out/demo (SEED=7 ROWS=4)
 	@$(PY) -m demo --seed "$(SEED)" --rows "$(ROWS)"
 
-test: lint test-gateway  ## Every check and every test, as CI runs them
-	@$(PY) -m pytest $(PYTEST_ARGS)
+# Two lanes, for two cores: lint, the gateway's tests in their environment without torch, and tests that
+# only compute; beside them all others, whose output waits in the pipe. A failure of either fails it all,
+# and the last line is pytest's. One thread each: the tests' tensors are too small for more.
+COMPUTING := tests/demo_model tests/evaluation tests/parity tests/world
+
+test: export OMP_NUM_THREADS = 1
+test: setup  ## Every check and every test, as CI runs them
+	@set -o pipefail; \
+	$(PY) -m pytest $(patsubst %,--ignore %,tests/service $(COMPUTING)) $(PYTEST_ARGS) \
+		2>&1 </dev/null | { \
+		status=0; $(MAKE) -k --no-print-directory lint test-gateway test-computing </dev/null || status=$$?; \
+		echo "everything else"; cat; exit $$status; }
 
 setup:  ## The virtual environment .venv with everything pinned
 	@if [ "$$($(SIGNATURE))" != "$$(cat $(VENV)/signature 2>/dev/null)" ]; then \
@@ -37,9 +47,7 @@ setup:  ## The virtual environment .venv with everything pinned
 		echo "setting up $(VENV) with $$python (a few minutes at the first time)"; \
 		if [ "$$(head -n 1 $(VENV)/signature 2>/dev/null)" != "$$(pwd)" ] && \
 			[ -e $(VENV)/signature ]; then rm -rf $(VENV); fi; \
-		PYTHON="$$python" docker/install.sh worker $(VENV); \
-		$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt \
-			--editable '.[$(EXTRAS)]'; \
+		PYTHON="$$python" PIP_COMPILE=0 docker/install.sh worker $(VENV) --editable '.[$(EXTRAS)]'; \
 		$(SIGNATURE) > $(VENV)/signature; \
 	fi
 
@@ -47,9 +55,8 @@ setup-gateway: setup
 	@if [ "$$($(SIGNATURE))" != "$$(cat $(GATEWAY_VENV)/signature 2>/dev/null)" ]; then \
 		echo "setting up $(GATEWAY_VENV): the gateway alone, without torch"; \
 		rm -rf $(GATEWAY_VENV); \
-		PYTHON=$(PY) docker/install.sh gateway $(GATEWAY_VENV); \
-		$(GATEWAY_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
-			-c constraints.txt $(GATEWAY_TEST_PACKAGES); \
+		PYTHON=$(PY) PIP_COMPILE=0 docker/install.sh gateway $(GATEWAY_VENV) \
+			'.[gateway]' $(GATEWAY_TEST_PACKAGES); \
 		$(SIGNATURE) > $(GATEWAY_VENV)/signature; \
 	fi
 
@@ -74,6 +81,10 @@ test-gateway: setup-gateway  ## The gateway installs and passes its tests withou
 	@! $(GATEWAY_VENV)/bin/python -I -c 'import torch' 2>/dev/null
 	@$(GATEWAY_VENV)/bin/python -m pytest -p no:cacheprovider tests/service
 
+test-computing: setup
+	@echo "models, world and parity"
+	@$(PY) -m pytest -p no:cacheprovider $(COMPUTING)
+
 results: setup  ## Measure everything again and write docs/results.md (hours on two cores)
 	@$(PY) -m evaluation.results
 
@@ -88,16 +99,21 @@ demo-model: setup  ## Train the demo model, its heads and the judge again (hours
 
 demo-heads: setup  ## Train the demo model's six heads again (hours on two cores)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
-		--labels pose depth edge
+		--labels depth edge
+	@$(PY) -m world.dataset folder data/pose64 --range train --count 9000 --behind 0.3 --size 64 \
+		--labels pose
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
 		--size 64
-	@$(PY) -m world.dataset faces data/faces64 --range train --count 400 --people 2 --shots 4 \
+	@$(PY) -m world.dataset folder data/shots64 --range train --count 800 --frames 4 --size 64
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 500 --people 2 --shots 4 \
 		--size 64
 	@for head in $(HEADS); do \
-		data=data/heads64; \
 		case $$head in \
-			correspondence|appearance) data=data/videos64 ;; \
+			pose) data=data/pose64 ;; \
+			correspondence) data=data/videos64 ;; \
+			appearance) data=data/shots64 ;; \
 			identity) data=data/faces64 ;; \
+			*) data=data/heads64 ;; \
 		esac; \
 		$(VENV)/bin/readout train head heads_registry/training/recipes/mannequin-$$head.yaml \
 			--data $$data --run runs/head-$$head --out $(BUILTIN); \

@@ -47,6 +47,9 @@ COLOURS = (
 """Colour of each key point; limb i has colour i."""
 # fmt: on
 
+FACE = (0, 14, 15, 16, 17)
+"""Nose, eyes and ears: known only where they are seen, as a head from behind has no nose."""
+
 LIMB_INTENSITY = 0.6
 HALF_WIDTH = 4 / 512
 """Half the width of a limb and the radius of a joint, as a fraction of the picture's height."""
@@ -54,6 +57,24 @@ MIN_HALF_WIDTH_PX = 1.0
 _OVERSAMPLING = 4
 
 Point = tuple[float, float]
+
+
+def known_points(people: Sequence[Sequence[Sequence[float]]]) -> list[list[Point | None]]:
+    """Which of people's labelled points a skeleton has: those that OpenPose would find.
+
+    Joints count wherever they are in the picture; points of the face only where they are seen,
+    which is what tells a front from a back.
+
+    Args:
+        people: 18 key points each, (x, y, visibility): 0 is outside, 1 hidden, 2 seen.
+    """
+    return [
+        [
+            (float(x), float(y)) if visibility > (1.5 if index in FACE else 0.5) else None
+            for index, (x, y, visibility) in enumerate(person)
+        ]
+        for person in people
+    ]
 
 
 def draw_pose(people: Sequence[Sequence[Point | None]], width: int, height: int) -> Image.Image:

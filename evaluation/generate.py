@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.targets import image_target
-from openpose import draw_pose
 from worker.adapters import AdapterInput
 from worker.guidance import ReadoutTarget
 from worker.models import ModelCache
@@ -24,7 +23,7 @@ from worker.objectives import spatial_distance
 from worker.plan import AdapterGradient
 from worker.sampler import Branch, Form, SampleItem, SamplingPlan, UpdateRule, sample
 from world.captions import caption
-from world.labels import as_bytes, depth_image, edge_image
+from world.labels import as_bytes, depth_image, edge_image, openpose_image
 from world.render import Render, render
 from world.scene import sample_scene
 
@@ -88,12 +87,7 @@ class Scenes:
             return Image.fromarray(as_bytes(depth_image(picture.depth)))
         if signal == "edge":
             return Image.fromarray(as_bytes(edge_image(picture)))
-        size = picture.rgb.shape[0]
-        people = [
-            [(float(x), float(y)) if visible > 0 else None for x, y, visible in person]
-            for person in picture.keypoints
-        ]
-        return draw_pose(people, size, size)
+        return Image.fromarray(openpose_image(picture.keypoints, picture.rgb.shape[0]))
 
 
 class Studio:

@@ -42,12 +42,12 @@ Reader = Callable[[list[Tensor], Tensor, tuple[int, int]], Tensor]
 """Features, timesteps and the latents' size → a feature map."""
 
 
-def videos_of(seeds: Sequence[int], size: int) -> Grouped:
-    """One video a seed, of `FRAMES` frames, every one from a camera of its own."""
+def videos_of(seeds: Sequence[int], size: int, cuts: bool = True) -> Grouped:
+    """One video a seed, of `FRAMES` frames: every one from a camera of its own, or one shot."""
     grouped = Grouped(torch.empty(0), [], [], [], [])
     pictures: list[Render] = []
     for seed in seeds:
-        frames = [render(scene, size) for scene in video_scenes(sample_scene(seed), FRAMES, True)]
+        frames = [render(scene, size) for scene in video_scenes(sample_scene(seed), FRAMES, cuts)]
         grouped.groups.append(list(range(len(pictures), len(pictures) + FRAMES)))
         tracks, _ = point_tracks(frames, POINTS, np.random.default_rng(seed))
         fractions = tracks / np.array([size, size, 1], np.float32)

@@ -125,7 +125,9 @@ PARTS = {
 
 def _triplets(kind: str, count: int) -> list[Row]:
     bench = _bench()
-    task, examples = bench.quadruplets(kind, videos_of(TEST[:count], bench.manifest.width))
+    task, examples = bench.quadruplets(
+        kind, videos_of(TEST[:count], bench.manifest.width, cuts=False)
+    )
     rows: list[Row] = []
     for fraction in FRACTIONS:
         found = bench.distances(task, examples, fraction, bench.head(kind))

@@ -18,6 +18,7 @@ from evaluation.measures import (
     map_error,
     percentage_of_correct_keypoints,
 )
+from openpose import known_points
 from world.labels import depth_image, edge_image
 from world.seeds import JUDGE
 
@@ -48,12 +49,13 @@ class Scorer:
     def __call__(self, pictures: Pictures, scenes: Scenes) -> dict[str, np.ndarray]:
         """One row a picture: PCK in per cent, errors of depth and edges, colours right (0 or 1).
 
-        Key points count where the control holds them: inside the picture, visible or not.
+        Key points count where the control holds them: inside the picture, those of the face only
+        where they are seen.
         """
         pictures = _at_judges_size(pictures)
         verdict = self.judge(pictures)
         truth = scenes.keypoints
-        counted = truth[..., 2] > 0
+        counted = _held(truth)
         scores = {
             f"pck@{alpha}": 100
             * percentage_of_correct_keypoints(
@@ -82,6 +84,12 @@ def outfit_of(scenes: Scenes, row: int) -> tuple[str, str]:
     """The colours' names of the person's shirt and trousers."""
     outfit = scenes.renders[row].scene.people[0].outfit
     return outfit.shirt, outfit.trousers
+
+
+def _held(keypoints: Tensor) -> Tensor:
+    """(pictures, 18): which key points the skeletons have."""
+    people = known_points(keypoints.tolist())
+    return torch.tensor([[point is not None for point in person] for person in people])
 
 
 def _at_judges_size(pictures: Pictures) -> Tensor:

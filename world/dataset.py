@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from world.files import read_rows, write_dataset, write_faces
+from world.files import read_rows, seeds_with_backs, write_dataset, write_faces
 from world.packed import LABELS, open_packed, render_packed
 from world.scene import KINDS
 from world.seeds import RANGES
@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
             "--labels", nargs="*", choices=LABELS, default=[], help="label images to write"
         )
     folder.add_argument("--kind", choices=KINDS, default=None, help="default: a mix of all")
+    folder.add_argument(
+        "--behind", type=float, default=None, metavar="SHARE",
+        help="choose seeds so that people turn their backs in this share (without: a tenth)",
+    )  # fmt: skip
     folder.add_argument(
         "--frames", type=int, default=1, help="more than 1: videos with point tracks"
     )
@@ -78,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             same_skin=options.same_skin, workers=options.workers,
         )  # fmt: skip
     else:
+        if options.behind is not None:
+            after = RANGES[options.seed_range][options.start :]
+            seeds = seeds_with_backs(after, options.count, options.behind)
         write_dataset(
             options.folder, seeds, options.size, labels=options.labels, kind=options.kind,
             frames=options.frames, cuts=options.cuts, workers=options.workers,

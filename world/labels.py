@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from openpose import draw_pose
+from openpose import draw_pose, known_points
 from world.render import Render
 from world.segments import Segment
 
@@ -14,14 +14,11 @@ def openpose_image(keypoints: np.ndarray, size: int) -> np.ndarray:
     """The OpenPose skeleton picture (size, size, 3) uint8 on black, see `openpose.draw_pose`.
 
     Args:
-        keypoints: (people, 18, 3) x, y in pixels of `size` and visibility; 0 is skipped, 1 and 2
-            are drawn.
+        keypoints: (people, 18, 3) x, y in pixels of `size` and visibility, see
+            `openpose.known_points`.
     """
-    people = [
-        [(float(x), float(y)) if visibility > 0.5 else None for x, y, visibility in person]
-        for person in np.asarray(keypoints, np.float32).reshape(-1, 18, 3)
-    ]
-    return np.array(draw_pose(people, size, size))
+    people = np.asarray(keypoints, np.float32).reshape(-1, 18, 3)
+    return np.array(draw_pose(known_points(people.tolist()), size, size))
 
 
 def depth_image(depth: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ class Plan:
     Attributes:
         jobs: to submit; their seeds repeat after `seeds`, so that the undisturbed run is short.
         kill_every_s: mean pause between two kills of a random worker.
+        most_kills: when they end: on a loaded machine a worker may need longer than it is left.
         storage_away_s: how long object storage is stopped.
     """
 
@@ -36,6 +37,7 @@ class Plan:
     workers: int = 3
     seeds: int = 20
     kill_every_s: float = 6.0
+    most_kills: int = 1000
     storage_away_s: float = 20.0
     chance: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -60,7 +62,8 @@ class Disturber:
         chance = random.Random(self.plan.chance)
         special = [self._restart_gateway, self._restart_valkey, self._storage_away]
         while not over.wait(chance.uniform(0.5, 1.5) * self.plan.kill_every_s):
-            if ready := self._ready():
+            may_kill = self.done.get("workers killed", 0) < self.plan.most_kills
+            if may_kill and (ready := self._ready()):
                 self._kill(chance.choice(ready))
             if special and sum(self.done.values()) >= 2 * (4 - len(special)) - 1:
                 special.pop(0)()

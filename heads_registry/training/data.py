@@ -26,7 +26,7 @@ from torch import Tensor
 
 from heads_registry.manifest import RegistryError
 from heads_registry.targets import fit_image
-from openpose import draw_pose
+from openpose import draw_pose, known_points
 
 Pictures = UInt8[Tensor, "items 3 height width"]
 
@@ -168,11 +168,7 @@ def _skeleton(row: Row, size: tuple[int, int]) -> Image.Image:
         raise DataError(
             f"{row.where}: keypoints must be a list of people, each 18 points [x, y, visible]"
         ) from error
-    points = [
-        [(float(x), float(y)) if visible > 0.5 else None for x, y, visible in person]
-        for person in people
-    ]
-    return draw_pose(points, *size)
+    return draw_pose(known_points(people.tolist()), *size)
 
 
 def _parse(line: str, where: str) -> Row:

@@ -21,6 +21,7 @@ def test_nothing_is_lost_doubled_or_left_behind(
         workers=2,
         seeds=5,
         kill_every_s=2.0,
+        most_kills=8,
         storage_away_s=2.0,
         settings={"lease_s": 2.0},
         body={"prompt": "a person", "num_inference_steps": 10},

@@ -214,6 +214,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_for_port(port: int, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < deadline, "no gateway listens"
+            time.sleep(0.05)
+        else:
+            return
+
+
 @pytest.mark.slow
 def test_one_job_each_across_kills_of_the_gateway(
     make_settings: Callable[..., GatewaySettings],
@@ -230,13 +242,13 @@ def test_one_job_each_across_kills_of_the_gateway(
     first_answer = threading.Event()
 
     def insist(name: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             while len(done[name]) < 1 and time.monotonic() < deadline:
                 try:
                     answer = post(client, {"Idempotency-Key": name}, body)
                 except httpx.TransportError:
-                    time.sleep(0.1)
+                    time.sleep(0.3)
                     continue
                 if answer.status_code == 202:
                     done[name].add(answer.json()["id"])
@@ -250,9 +262,10 @@ def test_one_job_each_across_kills_of_the_gateway(
 
     gateway = start()
     try:
+        wait_for_port(port)
         with ThreadPoolExecutor(len(keys)) as pool:
             futures = [pool.submit(insist, name) for name in keys * 2]
-            assert first_answer.wait(60)
+            assert first_answer.wait(120)
             gateway.send_signal(signal.SIGKILL)
             gateway.wait()
             gateway = start()

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from world import packed
+from world.captions import seen_from_behind
 from world.dataset import main, open_packed, read_rows, render_packed, write_dataset
+from world.files import seeds_with_backs
 from world.labels import as_bytes, depth_image, openpose_image
 from world.render import render
 from world.scene import sample_scene
@@ -110,3 +112,11 @@ def test_world_imports_neither_torch_nor_other_rooms() -> None:
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_backs_are_chosen_evenly() -> None:
+    seeds = seeds_with_backs(range(1000), 12, 0.25)
+    behind = [seen_from_behind(sample_scene(seed)) for seed in seeds]
+    assert behind == [False, False, False, True] * 3
+    assert len(set(seeds)) == 12
+    assert len(seeds_with_backs(range(3), 12, 0.25)) < 12
