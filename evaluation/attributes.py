@@ -23,8 +23,8 @@ from evaluation.judge import Block, load_judge
 from evaluation.measures import Pictures
 from world.faces import parameters
 from world.palette import COLOUR_NAMES, GLASSES_KINDS, HAIR_COLOURS, HAT_KINDS, IRIS_COLOURS
-from world.parts import Person
-from world.render import Render, render
+from world.parts import Person, Scene
+from world.render import render_rgb
 from world.scene import sample_scene
 from world.seeds import JUDGE
 
@@ -162,10 +162,12 @@ class FaceFinder:
 
     @cached_property
     def _map(self) -> Tensor:
-        renders = [render(sample_scene(seed, kind="portrait"), 64) for seed in FACE_SCENES]
-        inputs = self._inputs(stacked(renders)).double()
+        scenes = [sample_scene(seed, kind="portrait") for seed in FACE_SCENES]
+        seen = [render_rgb(scene, 64) for scene in scenes]
+        inputs = self._inputs(stacked([rgb for rgb, _ in seen])).double()
         ridge = inputs.T @ inputs + 1e-3 * torch.eye(inputs.shape[1], dtype=torch.float64)
-        truth = torch.tensor([true_face(picture) for picture in renders], dtype=torch.float64)
+        faces = [true_face(s, points, 64) for s, (_, points) in zip(scenes, seen, strict=True)]
+        truth = torch.tensor(faces, dtype=torch.float64)
         return torch.linalg.solve(ridge, inputs.T @ truth).float()
 
     @torch.no_grad()
@@ -179,14 +181,17 @@ class FaceFinder:
         return boxes.clamp(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([0.9, 0.9, 1.0]))
 
 
-def true_face(picture: Render) -> tuple[float, float, float]:
-    """The square that `world.faces` would show of the first person."""
-    scene, size = picture.scene, picture.rgb.shape[0]
+def true_face(scene: Scene, keypoints: np.ndarray, size: int) -> tuple[float, float, float]:
+    """The square that `world.faces` would show of the first person.
+
+    Args:
+        keypoints: (people, 18, 3) of the scene's render of `size` px.
+    """
     identity, camera = scene.people[0].identity, scene.current_camera()
-    ears = picture.keypoints[0, 16:18, :2].mean(axis=0) / size
+    x, y = (float(value) for value in keypoints[0, 16:18, :2].mean(axis=0) / size)
     head = 0.27 * identity.height * identity.head_size / 0.9
     side = head * camera.focal_px(size) / camera.distance / size
-    return float(ears[0]), float(ears[1]) + 0.05 * side, side
+    return x, y + 0.05 * side, side
 
 
 def crop_faces(pictures: Pictures, boxes: Boxes, size: int = FACE_SIZE) -> Pictures:
@@ -198,7 +203,6 @@ def crop_faces(pictures: Pictures, boxes: Boxes, size: int = FACE_SIZE) -> Pictu
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def stacked(renders: Sequence[Render]) -> Pictures:
-    """(renders, 3, size, size) in [0, 1]."""
-    arrays = np.stack([picture.rgb for picture in renders])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
+def stacked(pictures: Sequence[np.ndarray]) -> Pictures:
+    """(pictures, 3, size, size) in [0, 1], of renders."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -120,9 +120,10 @@ def turned(point: Tensor, pivot: Tensor, degrees: float) -> Tensor:
     """A point (x, y) turned around another; y runs down, so positive is clockwise."""
     angle = math.radians(degrees)
     x, y = (point - pivot).tolist()
-    across, down = math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(
-        angle
-    ) * y
+    across, down = (
+        math.cos(angle) * x - math.sin(angle) * y,
+        math.sin(angle) * x + math.cos(angle) * y,
+    )
     return pivot + torch.tensor([across, down])
 
 

@@ -82,8 +82,11 @@ class Edited:
 class EditStudio:
     """Makes and keeps the pictures of requests; a second call reads them from disk."""
 
-    def __init__(self, cache: Path, registry: Path = BUILTIN_DIR) -> None:
+    def __init__(
+        self, cache: Path, registry: Path = BUILTIN_DIR, num_inference_steps: int | None = None
+    ) -> None:
         self.cache = cache
+        self.steps = {"num_inference_steps": num_inference_steps}
         catalogue = Catalogue(dict.fromkeys([BUILTIN_DIR, registry]))
         self.models = Models(catalogue, 2**33, references=ReferenceCache(2**31))
         self._images: dict[str, tuple[StoredImage, Image.Image]] = {}
@@ -115,7 +118,9 @@ class EditStudio:
             raise AssertionError("no measure names an earlier generation")
 
         doors = Doors(self.models.catalogue, MODEL, take_image, find_record)
-        request = resolve(GenerationParameters.model_validate_json(json.dumps(asked)), doors)
+        request = resolve(
+            GenerationParameters.model_validate_json(json.dumps(asked | self.steps)), doors
+        )
         if raw_tap is None:
             return request
         controls = tuple(

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -140,9 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     kind = KINDS[options.kind]
     first = JUDGE.start + FIRST[kind.name]
-    network = train(
-        kind, Examples.of(kind, range(first, first + options.count)), options.minutes
-    )
+    network = train(kind, Examples.of(kind, range(first, first + options.count)), options.minutes)
     held_out = VALIDATION[600_000 : 600_000 + HELD_OUT]
     state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, kind.weights)
