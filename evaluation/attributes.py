@@ -58,6 +58,11 @@ class Kind:
         return FOLDER / f"{self.name}-{self.size}.safetensors"
 
     @property
+    def accuracy(self) -> Path:
+        """What it reached on renders it had never seen."""
+        return self.weights.with_suffix(".json")
+
+    @property
     def attributes(self) -> tuple[str, ...]:
         """What two pictures can agree in."""
         return (*self.classes, "skin")
@@ -92,7 +97,7 @@ class Attributes:
     def named(self) -> dict[str, np.ndarray]:
         """attribute → (batch,) the index of its name; `skin` is a number."""
         named = {name: logits.argmax(dim=1).numpy() for name, logits in self.logits.items()}
-        return named | {"skin": self.numbers[:, -1].numpy()}
+        return named | {"skin": self.numbers[:, -1].detach().numpy()}
 
 
 class Recogniser(nn.Module):

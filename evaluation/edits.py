@@ -83,9 +83,13 @@ class EditStudio:
     """Makes and keeps the pictures of requests; a second call reads them from disk."""
 
     def __init__(
-        self, cache: Path, registry: Path = BUILTIN_DIR, num_inference_steps: int | None = None
+        self,
+        cache: Path,
+        registry: Path = BUILTIN_DIR,
+        model: str = MODEL,
+        num_inference_steps: int | None = None,
     ) -> None:
-        self.cache = cache
+        self.cache, self.model = cache, model
         self.steps = {"num_inference_steps": num_inference_steps}
         catalogue = Catalogue(dict.fromkeys([BUILTIN_DIR, registry]))
         self.models = Models(catalogue, 2**33, references=ReferenceCache(2**31))
@@ -117,7 +121,7 @@ class EditStudio:
         def find_record(_name: str) -> Any:
             raise AssertionError("no measure names an earlier generation")
 
-        doors = Doors(self.models.catalogue, MODEL, take_image, find_record)
+        doors = Doors(self.models.catalogue, self.model, take_image, find_record)
         request = resolve(
             GenerationParameters.model_validate_json(json.dumps(asked | self.steps)), doors
         )

@@ -6,6 +6,7 @@ with few steps. Everything is compared with the same seeds without guidance.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -318,11 +319,24 @@ def _timed(bench: Bench, asked: Asked) -> tuple[float, float]:
     return time.perf_counter() - start, done.timings.get("reference_forwards", 0.0)
 
 
+def recognisers(_count: int) -> list[Row]:
+    """Per cent of clean renders never seen (`python -m evaluation.train_attributes`): figures of 64
+    px and crops of faces of 32 px; a skin tone within an eighth of its range is right. r2_i is the
+    share of the variance that is explained: of the face's width, length, eye distance, eye size,
+    nose, brow, mouth and jaw, and at last of the skin tone."""
+    return [
+        {"recogniser": kind.name, **json.loads(kind.accuracy.read_text())}
+        for kind in (PEOPLE, FACES)
+        if kind.accuracy.is_file()
+    ]
+
+
 PARTS = {
     "drag": ("Drag", drag),
     "drag_real": ("Drag of renders", drag_real),
     "keep_appearance": ("Appearance of a reference", appearance),
     "keep_identity": ("Identity", identity),
+    "recognisers": ("How often the recognisers are right", recognisers),
     "second_drag": ("The second drag of one picture", second_drag),
 }
 """name → title, function of the count of held-out scenes."""

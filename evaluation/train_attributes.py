@@ -144,7 +144,7 @@ def main() -> None:
     state = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, kind.weights)
     found = report(network, Examples.of(kind, held_out))
-    kind.weights.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    kind.accuracy.write_text(json.dumps(found, indent=1) + "\n")
     print(found)
 
 
