@@ -9,7 +9,6 @@ from evaluation.preserve import Portraits, Variations
 from evaluation.tasks import (
     Row,
     appearance_row,
-    appearance_scores,
     bench_of,
     drag_row,
     identity_row,
@@ -53,7 +52,7 @@ def choose_drag(count: int) -> list[Row]:
     bench, _ = bench_of(count)
     cases = bench.cases.generated(VALIDATION, bench.choosing)
     return [
-        {"choice": name, **drag_row(bench.drag_scores(cases, name, **changes))}
+        {"choice": name, **drag_row(bench.dragged(bench.drags(cases, name, **changes), cases))}
         for name, changes in DRAG_CHOICES.items()
     ]
 
@@ -75,7 +74,9 @@ def choose_appearance(count: int) -> list[Row]:
     references = cases.reference_pictures(bench.studio)
     choices = {"no guidance": {"weight": 0.0}} | APPEARANCE_CHOICES
     found = {
-        name: appearance_scores(bench, cases, references, name, **changes)
+        name: bench.appearance(
+            bench.studio.pictures(cases.asked(**changes), name).pictures, references
+        )
         for name, changes in choices.items()
     }
     return [

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import choices, heads, learning, tasks
+from evaluation import choices, heads, learning, second_drag, tasks
 from evaluation.generate import Condition, Scenes, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
@@ -197,7 +197,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "readouts": ("Readouts of held-out images by timestep", readouts),
     "training_cost": ("What training the heads took", training_cost),
 }
-MEASURES = heads.PARTS | learning.PARTS | tasks.PARTS | choices.PARTS
+MEASURES = heads.PARTS | learning.PARTS | tasks.PARTS | second_drag.PARTS | choices.PARTS
 """Parts in modules of their own, which need no more than the count."""
 
 

@@ -7,7 +7,6 @@ with few steps. Everything is compared with the same seeds without guidance.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
@@ -19,12 +18,11 @@ import torch
 
 from evaluation.attributes import FACE_SIZE, FACES, PEOPLE, FaceFinder, stacked
 from evaluation.drag import Case, CaseMaker, DragScorer
-from evaluation.edits import Asked, EditStudio
+from evaluation.edits import EditStudio
 from evaluation.measures import Pictures
 from evaluation.preserve import AppearanceScorer, IdentityScorer, Portraits, Variations, slopes
+from evaluation.sheets import contact_sheet
 from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
-from jobs.request import GenerationRequest
-from worker.execute import execute
 from world.faces import face_scene, lookalikes
 from world.render import render_rgb
 from world.seeds import TEST, VALIDATION
@@ -36,8 +34,9 @@ CHOOSING = 16
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RAW_TAPS = (2, 4, 5, 7, 8, 11)
 """Ends and middles of the U-Net's four decoder blocks, of twelve taps."""
-RAW_WEIGHTS = (0.25, 0.5)
-ROUNDS = 10
+RAW_WEIGHTS = (0.25, 0.125, 0.5, 1.0)
+SHOWN = 8
+"""Pictures of a contact sheet's row."""
 
 Row = dict[str, str | float]
 Scores = Mapping[str, np.ndarray]
@@ -72,12 +71,12 @@ class Bench:
         """Faces in portraits."""
         return self.identity.find
 
-    def drag_scores(
+    def drags(
         self, cases: list[Case], label: str, raw_tap: int | None = None, **changes: Any
-    ) -> dict[str, np.ndarray]:
+    ) -> Pictures:
         """Of cases that are dragged as `Case.asked` is told."""
         asked = [case.asked(**changes) for case in cases]
-        return self.dragged(self.studio.pictures(asked, label, raw_tap).pictures, cases)
+        return self.studio.pictures(asked, label, raw_tap).pictures
 
     @cached_property
     def raw(self) -> tuple[int, float]:
@@ -86,13 +85,17 @@ class Bench:
         return min(found, key=lambda choice: found[choice]["distance"].mean())
 
     def raw_choices(self) -> dict[tuple[int, float], dict[str, np.ndarray]]:
-        """(tap, weight) → scores on half of the validation cases."""
+        """(tap, weight) → scores on half of the validation cases: each tap at the first weight,
+        then the best tap at the others."""
         cases = self.cases.generated(VALIDATION, self.choosing // 2)
-        return {
-            (tap, weight): self.drag_scores(cases, f"raw {tap} {weight}", tap, weight=weight)
-            for weight in RAW_WEIGHTS
-            for tap in (RAW_TAPS[2:4] if self.trial else RAW_TAPS)
-        }
+        taps = RAW_TAPS[2:4] if self.trial else RAW_TAPS
+
+        def drag(tap: int, weight: float) -> dict[str, np.ndarray]:
+            return self.dragged(self.drags(cases, f"raw {tap}", tap, weight=weight), cases)
+
+        found = {(tap, RAW_WEIGHTS[0]): drag(tap, RAW_WEIGHTS[0]) for tap in taps}
+        best, _ = min(found, key=lambda choice: found[choice]["distance"].mean())
+        return found | {(best, weight): drag(best, weight) for weight in RAW_WEIGHTS[1:]}
 
 
 @cache
@@ -115,9 +118,7 @@ def drag(count: int) -> list[Row]:
     bench, wanted = bench_of(count)
     cases = bench.cases.generated(TEST, wanted)
     before = torch.stack([case.picture for case in cases])
-    return _drag_rows(
-        bench, cases, "no guidance (the picture before)", bench.dragged(before, cases)
-    )
+    return _drag_rows(bench, cases, "no guidance (the picture before)", before, "drag")
 
 
 def drag_real(count: int) -> list[Row]:
@@ -126,31 +127,46 @@ def drag_real(count: int) -> list[Row]:
     request with weight 0. The first row says where the judge sees the point that is not moved."""
     bench, wanted = bench_of(count)
     cases = bench.cases.rendered(TEST, wanted)
-    asked = [case.asked(weight=0.0) for case in cases]
-    unguided = bench.studio.pictures(asked, "no guidance")
-    psnr_db = bootstrap(mean, unguided.psnr_db)
+    unguided = bench.studio.pictures([case.asked(weight=0.0) for case in cases], "no guidance")
+    psnr_db = str(bootstrap(mean, unguided.psnr_db))
     unmoved = [replace(case, target=case.source) for case in cases]
     seen = bench.dragged(torch.stack([case.picture for case in cases]), unmoved)
     rows = [{"condition": "the renders, target = source", **drag_row(seen)}]
-    scores = bench.dragged(unguided.pictures, cases)
-    rows += _drag_rows(bench, cases, "no guidance", scores)
-    return [row | {"reconstruction PSNR, dB": str(psnr_db)} for row in rows]
+    rows += _drag_rows(bench, cases, "no guidance", unguided.pictures, "drag_real")
+    return [row | {"reconstruction PSNR, dB": psnr_db} for row in rows]
 
 
-def _drag_rows(bench: Bench, cases: list[Case], name: str, unguided: Scores) -> list[Row]:
+def _drag_rows(
+    bench: Bench, cases: list[Case], name: str, unguided: Pictures, sheet: str
+) -> list[Row]:
     tap, weight = bench.raw
-    raw = bench.drag_scores(cases, "raw features", tap, weight=weight)
-    guided = bench.drag_scores(cases, "drag")
-    named = {name: unguided, f"raw features, tap {tap}, weight {weight}": raw, "heads": guided}
+    pictures = {
+        name: unguided,
+        f"raw features, tap {tap}, weight {weight}": bench.drags(
+            cases, "raw features", tap, weight=weight
+        ),
+        "heads": bench.drags(cases, "heads"),
+    }
+    _drag_sheet(cases, list(pictures.values()), sheet)
+    scores = {label: bench.dragged(made, cases) for label, made in pictures.items()}
+    plain, raw, _ = scores.values()
     return [
         {
             "condition": label,
-            **drag_row(scores),
-            "÷ no guidance": _paired(mean_ratio, scores, unguided),
-            "- raw features": _paired(mean_difference, scores, raw),
+            **drag_row(found),
+            "÷ no guidance": _paired(mean_ratio, found, plain),
+            "- raw features": _paired(mean_difference, found, raw),
         }
-        for label, scores in named.items()
+        for label, found in scores.items()
     ]
+
+
+def _drag_sheet(cases: list[Case], rows: list[Pictures], name: str) -> None:
+    """The first drags: before, and each condition; from the red ring to the green one."""
+    before = torch.stack([case.picture for case in cases])
+    ends = [((case.source, "red"), (case.target, "lime")) for case in cases[:SHOWN]]
+    marks = [[(float(p[0]), float(p[1]), colour) for p, colour in pair] for pair in ends]
+    contact_sheet([row[:SHOWN] for row in (before, *rows)], RUNS / f"{name}.png", marks)
 
 
 def drag_row(scores: Scores) -> Row:
@@ -178,10 +194,12 @@ def appearance(count: int) -> list[Row]:
     bench, wanted = bench_of(count)
     cases = Variations.of(TEST[: max(2, wanted // 4)])
     references = cases.reference_pictures(bench.studio)
-    scores = {
-        weight: appearance_scores(bench, cases, references, f"{weight:g}", weight=weight)
+    made = {
+        weight: bench.studio.pictures(cases.asked(weight=weight), f"weight {weight:g}").pictures
         for weight in WEIGHTS
     }
+    contact_sheet([part[:SHOWN] for part in (references, *made.values())], RUNS / "appearance.png")
+    scores = {weight: bench.appearance(part, references) for weight, part in made.items()}
     rows = [
         {"weight": f"{weight:g}", **appearance_row(found, scores[0.0])}
         for weight, found in scores.items()
@@ -194,14 +212,6 @@ def appearance(count: int) -> list[Row]:
 
 
 _ATTRIBUTE = "{} as in the reference, %"
-
-
-def appearance_scores(
-    bench: Bench, cases: Variations, references: Pictures, label: str, **changes: Any
-) -> dict[str, np.ndarray]:
-    """Of variations that are asked for as `Variations.asked` is told."""
-    pictures = bench.studio.pictures(cases.asked(**changes), label).pictures
-    return bench.appearance(pictures, references)
 
 
 def appearance_row(scores: Scores, plain: Scores) -> Row:
@@ -223,19 +233,19 @@ def identity(count: int) -> list[Row]:
     first two rows are renders: two pictures of one person, and of two people drawn at random."""
     bench, wanted = bench_of(count)
     cases = Portraits.of(TEST[: wanted // 2], bench.studio, bench.find)
-    conditions: dict[str, dict[str, Any]] = {
-        "identity and appearance around (task)": {},
-        "identity alone": {"around": False},
+    made = {
+        "no guidance": cases.originals,
+        "identity and appearance around (task)": bench.studio.pictures(
+            cases.asked(), "identity and appearance"
+        ).pictures,
+        "identity alone": bench.studio.pictures(cases.asked(around=False), "identity").pictures,
     }
-    plain = bench.identity(cases.originals, cases)
-    rows = [
-        *_face_bounds(bench, wanted),
-        {"condition": "no guidance", **identity_row(plain, plain)},
+    contact_sheet([part[:SHOWN] for part in (cases.faces, *made.values())], RUNS / "identity.png")
+    scores = {name: bench.identity(pictures, cases) for name, pictures in made.items()}
+    return _face_bounds(bench, wanted) + [
+        {"condition": name, **identity_row(found, scores["no guidance"])}
+        for name, found in scores.items()
     ]
-    for name, changes in conditions.items():
-        scores = bench.identity(bench.studio.pictures(cases.asked(**changes), name).pictures, cases)
-        rows.append({"condition": name, **identity_row(scores, plain)})
-    return rows
 
 
 def _face_bounds(bench: Bench, count: int) -> list[Row]:
@@ -270,55 +280,6 @@ def identity_row(scores: Scores, plain: Scores) -> Row:
     return row
 
 
-def second_drag(count: int) -> list[Row]:
-    """Seconds of one picture, alone, on one thread: the first drag of a generated picture, a second
-    with another target, and an edit of as many controls that needs no reference (pose and depth, at
-    the same weights and span). Rounds of all three, one after the other; ratios are paired."""
-    bench, _ = bench_of(count)
-    cases = bench.cases.generated(VALIDATION, 2 if bench.trial else ROUNDS)
-    _timed(bench, _spatial(bench, cases[0]))
-    found: dict[str, list[tuple[float, float]]] = {}
-    for case in cases:
-        elsewhere = replace(case, target=0.5 * (case.source + case.target) + 0.02)
-        bench.studio.models.references.clear()
-        for name, asked in (
-            ("no reference: pose and depth", _spatial(bench, case)),
-            ("first drag", case.asked()),
-            ("second drag, another target", elsewhere.asked()),
-        ):
-            found.setdefault(name, []).append(_timed(bench, asked))
-    columns = {name: np.array(values).T for name, values in found.items()}
-    baseline, first = (columns[name][0] for name in list(columns)[:2])
-    return [
-        {
-            "edit": name,
-            "rounds": len(seconds),
-            "seconds": str(bootstrap(mean, seconds)),
-            "÷ no reference": str(bootstrap(mean_ratio, seconds, baseline)),
-            "÷ first drag": str(bootstrap(mean_ratio, seconds, first)),
-            "reference forwards": f"{forwards.mean():g}",
-        }
-        for name, (seconds, forwards) in columns.items()
-    ]
-
-
-def _spatial(bench: Bench, case: Case) -> Asked:
-    """As many controls, at as many steps."""
-    drag = bench.studio.resolved(case.asked()).controls[0]
-    image = {"upload_id": bench.studio.upload(case.picture)}
-    timing = {"weight": drag.weight, "span": list(drag.span), "image": image}
-    controls = [{"type": "spatial", "head": head} | timing for head in ("pose", "depth")]
-    return {"prompt": case.prompt, "seed": case.seed, "eta": 0.0, "controls": controls}
-
-
-def _timed(bench: Bench, asked: Asked) -> tuple[float, float]:
-    """Seconds of an execution, and passes of the U-Net for its reference."""
-    request: GenerationRequest = bench.studio.resolved(asked)
-    start = time.perf_counter()
-    done = execute(request, bench.studio.models, bench.studio.load_image, lambda *_: None)
-    return time.perf_counter() - start, done.timings.get("reference_forwards", 0.0)
-
-
 def recognisers(_count: int) -> list[Row]:
     """Per cent of clean renders never seen (`python -m evaluation.train_attributes`): figures of 64
     px and crops of faces of 32 px; a skin tone within an eighth of its range is right. r2_i is the
@@ -337,6 +298,5 @@ PARTS = {
     "keep_appearance": ("Appearance of a reference", appearance),
     "keep_identity": ("Identity", identity),
     "recognisers": ("How often the recognisers are right", recognisers),
-    "second_drag": ("The second drag of one picture", second_drag),
 }
 """name → title, function of the count of held-out scenes."""
