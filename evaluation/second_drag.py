@@ -1,4 +1,4 @@
-"""What a drag costs when its reference is known; a part of `make results`. Needs a quiet machine."""
+"""What a drag costs when its reference is known; a part of `make results`, for a quiet machine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _spatial(bench: Bench, case: Case) -> Asked:
 
 def _timed(bench: Bench, asked: Asked) -> tuple[float, float]:
     """Seconds of an execution, and passes of the U-Net for its reference."""
-    request: GenerationRequest = bench.studio.resolved(asked)
+    request = bench.studio.resolved(asked)
     start = time.perf_counter()
     done = execute(request, bench.studio.models, bench.studio.load_image, lambda *_: None)
     return time.perf_counter() - start, done.timings.get("reference_forwards", 0.0)
