@@ -28,7 +28,7 @@ from world.render import render_rgb
 from world.seeds import TEST, VALIDATION
 
 RUNS = Path("runs/results/edits")
-TRIAL_COUNT, TRIAL_STEPS = 50, 10
+TRIAL_COUNT, TRIAL_STEPS = 50, 4
 CHOOSING = 16
 """Validation cases that defaults are chosen on."""
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
