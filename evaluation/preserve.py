@@ -117,7 +117,8 @@ def pose_spread(points: Float[Tensor, "references seeds 18 2"]) -> Float[Tensor,
 
 def slopes(weights: Sequence[float], columns: Sequence[np.ndarray]) -> np.ndarray:
     """Of each reference, the least-squares slope of its agreement over the weights."""
-    slope: np.ndarray = np.polyfit(np.array(weights), np.stack(columns), 1)[0]
+    centred = np.array(weights) - np.mean(weights)
+    slope: np.ndarray = centred @ np.stack(columns) / np.square(centred).sum()
     return slope
 
 
