@@ -96,6 +96,8 @@ demo-model: setup  ## Train the demo model, its heads and the judge again (hours
 	@cp -R runs/mannequin-64/export $(BUILTIN)/models/mannequin-64
 	@$(MAKE) demo-heads
 	@$(PY) -m evaluation.train_judge
+	@$(PY) -m evaluation.train_attributes people
+	@$(PY) -m evaluation.train_attributes faces
 
 demo-heads: setup  ## Train the demo model's six heads again (hours on two cores)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \

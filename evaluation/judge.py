@@ -91,19 +91,28 @@ class Judge(nn.Module):
 
 def soft_argmax(heatmaps: Float[Tensor, "batch points h w"]) -> Float[Tensor, "batch points 2"]:
     """The heatmap's mean position near its peak, (x, y) as fractions of the picture."""
-    batch, points, h, w = heatmaps.shape
-    flat = heatmaps.flatten(2)
-    peak = flat.argmax(dim=2)
+    _, _, h, w = heatmaps.shape
+    masked = heatmaps.masked_fill(~_near_peak(heatmaps), -torch.inf)
+    probability = masked.flatten(2).softmax(dim=2).view_as(heatmaps)
+    columns, rows = torch.arange(w).to(heatmaps), torch.arange(h).to(heatmaps)
+    x = (probability.sum(dim=2) * (columns + 0.5)).sum(dim=2) / w
+    y = (probability.sum(dim=3) * (rows + 0.5)).sum(dim=2) / h
+    return torch.stack([x, y], dim=2)
+
+
+def confidence(heatmaps: Float[Tensor, "batch points h w"]) -> Float[Tensor, "batch points"]:
+    """How much of a heatmap lies near its peak, 0 to 1: low where a point could be anywhere."""
+    probability = heatmaps.flatten(2).softmax(dim=2).view_as(heatmaps)
+    return (probability * _near_peak(heatmaps)).sum(dim=(2, 3))
+
+
+def _near_peak(heatmaps: Float[Tensor, "batch points h w"]) -> Tensor:
+    """Cells at most two away from the highest."""
+    _, _, h, w = heatmaps.shape
+    peak = heatmaps.flatten(2).argmax(dim=2)[..., None, None]
     rows = torch.arange(h, device=heatmaps.device).view(1, 1, h, 1)
     columns = torch.arange(w, device=heatmaps.device).view(1, 1, 1, w)
-    near = ((rows - (peak // w)[..., None, None]).abs() <= 2) & (
-        (columns - (peak % w)[..., None, None]).abs() <= 2
-    )
-    masked = flat.masked_fill(~near.flatten(2), -torch.inf).softmax(dim=2)
-    probability = masked.view(batch, points, h, w)
-    x = (probability * (columns + 0.5)).sum(dim=(2, 3)) / w
-    y = (probability * (rows + 0.5)).sum(dim=(2, 3)) / h
-    return torch.stack([x, y], dim=2)
+    return ((rows - peak // w).abs() <= 2) & ((columns - peak % w).abs() <= 2)
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import adapters, heads, learning
+from evaluation import adapters, choices, heads, learning, second_drag, tasks
 from evaluation.generate import Condition, Scenes, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.manifest import BUILTIN_DIR, Catalogue, UnknownHead
+from service.errors import UnknownHeadName
 from world.seeds import TEST, VALIDATION
 
 MODEL = "mannequin-64"
@@ -196,7 +197,14 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "readouts": ("Readouts of held-out images by timestep", readouts),
     "training_cost": ("What training the heads took", training_cost),
 }
-MEASURES = heads.PARTS | learning.PARTS | adapters.PARTS
+MEASURES = (
+    heads.PARTS
+    | learning.PARTS
+    | adapters.PARTS
+    | tasks.PARTS
+    | second_drag.PARTS
+    | choices.PARTS
+)
 """Parts in modules of their own, which need no more than the count."""
 
 
@@ -290,12 +298,12 @@ def main() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.count) if set(options.parts) & set(PARTS) else None
     for name in options.parts:
-        if name in MEASURES:
-            title, measure = MEASURES[name]
-            rows = measure(options.count)
-        else:
-            assert bench is not None
-            title, rows = PARTS[name][0], PARTS[name][1](bench)
+        title, measure = (PARTS | MEASURES)[name]
+        try:
+            rows = measure(options.count if name in MEASURES else bench)
+        except (UnknownHead, UnknownHeadName) as error:
+            print(f"\n{title}: left out, {error}", flush=True)
+            continue
         command = f"python -m evaluation.results --parts {name} --count {options.count}"
         (RUNS / f"{name}.json").write_text(json.dumps({"command": command, "rows": rows}))
         print(f"\n## {title}\n\n{table(rows)}", flush=True)

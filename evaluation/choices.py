@@ -1,0 +1,110 @@
+"""How the demo model's task defaults were chosen, and the raw features that drags are compared
+with; parts of `make results`, all on validation scenes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.preserve import Portraits, Variations
+from evaluation.tasks import (
+    Row,
+    appearance_row,
+    bench_of,
+    drag_row,
+    identity_row,
+)
+from world.seeds import VALIDATION
+
+FORMS: dict[str, dict[str, Any]] = {
+    "two_pass": {"form": "two_pass"},
+    "unconditional branch": {"branch": "unconditional"},
+    "both branches": {"branch": "both"},
+}
+"""What is not the demo model's default, which is one_pass on the conditional branch."""
+DRAG_CHOICES: dict[str, dict[str, Any]] = {
+    "weight 0.125": {"weight": 0.125},
+    "weight 0.25": {"weight": 0.25},
+    "weight 0.5": {"weight": 0.5},
+    "weight 1": {"weight": 1.0},
+    "weight 0.5, appearance 0.25": {"weight": 0.5, "balance": 0.5},
+    "weight 0.5, span 0-0.8": {"weight": 0.5, "span": (0.0, 0.8)},
+    "weight 0.25, span 0-0.8": {"weight": 0.25, "span": (0.0, 0.8)},
+} | FORMS
+APPEARANCE_CHOICES: dict[str, dict[str, Any]] = {
+    "weight 0.125": {"weight": 0.125},
+    "weight 0.25": {"weight": 0.25},
+    "weight 0.5": {"weight": 0.5},
+    "weight 1": {"weight": 1.0},
+    "weight 0.25, span 0.05-0.8": {"weight": 0.25, "span": (0.05, 0.8)},
+    "weight 0.5, span 0.05-0.8": {"weight": 0.5, "span": (0.05, 0.8)},
+} | FORMS
+IDENTITY_CHOICES: dict[str, dict[str, Any]] = {
+    "weight 0.25": {"weight": 0.25},
+    "weight 0.5": {"weight": 0.5},
+    "weight 1": {"weight": 1.0},
+    "weight 0.5, span 0.05-0.5": {"weight": 0.5, "span": (0.05, 0.5)},
+} | FORMS
+
+
+def choose_drag(count: int) -> list[Row]:
+    """The search that chose the demo model's drag defaults, on validation scenes; forms and
+    branches at the defaults."""
+    bench, _ = bench_of(count)
+    cases = bench.cases.generated(VALIDATION, bench.choosing)
+    return [
+        {"choice": name, **drag_row(bench.dragged(bench.drags(cases, name, **changes), cases))}
+        for name, changes in DRAG_CHOICES.items()
+    ]
+
+
+def choose_raw(count: int) -> list[Row]:
+    """The search that chose tap and weight of the raw features which drags are compared with."""
+    bench, _ = bench_of(count)
+    return [
+        {"tap": tap, "weight": weight, **drag_row(scores)}
+        for (tap, weight), scores in bench.raw_choices().items()
+    ]
+
+
+def choose_appearance(count: int) -> list[Row]:
+    """The search that chose the demo model's appearance defaults, on validation scenes; forms and
+    branches at the defaults."""
+    bench, _ = bench_of(count)
+    cases = Variations.of(VALIDATION[: bench.choosing // 4])
+    references = cases.reference_pictures(bench.studio)
+    choices = {"no guidance": {"weight": 0.0}} | APPEARANCE_CHOICES
+    found = {
+        name: bench.appearance(
+            bench.studio.pictures(cases.asked(**changes), name).pictures, references
+        )
+        for name, changes in choices.items()
+    }
+    return [
+        {"choice": name, **appearance_row(scores, found["no guidance"])}
+        for name, scores in found.items()
+    ]
+
+
+def choose_identity(count: int) -> list[Row]:
+    """The search for the demo model's identity defaults, on validation people; forms and branches
+    at the defaults."""
+    bench, _ = bench_of(count)
+    cases = Portraits.of(VALIDATION[: bench.choosing // 2], bench.studio, bench.find)
+    plain = bench.identity(cases.originals, cases)
+    rows: list[Row] = [{"choice": "no guidance", **identity_row(plain, plain)}]
+    for name, changes in IDENTITY_CHOICES.items():
+        pictures = bench.studio.pictures(cases.asked(**changes), name).pictures
+        rows.append({"choice": name, **identity_row(bench.identity(pictures, cases), plain)})
+    return rows
+
+
+PARTS = {
+    "choose_drag": ("How the drag defaults were chosen (validation)", choose_drag),
+    "choose_raw": ("How the raw features were chosen (validation)", choose_raw),
+    "choose_appearance": (
+        "How the appearance defaults were chosen (validation)",
+        choose_appearance,
+    ),
+    "choose_identity": ("How the identity defaults were chosen (validation)", choose_identity),
+}
+"""name → title, function of the count of held-out scenes."""

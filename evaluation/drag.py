@@ -1,0 +1,251 @@
+"""Dragging key points: cases from held-out scenes, and measures of what became of them.
+
+A case drags a wrist, an ankle or the nose around the joint that carries it. The judge says where
+the point is afterwards; it has never seen a diffusion feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from evaluation.attributes import PEOPLE, agreement, load_recogniser
+from evaluation.edits import Asked, EditStudio, plain
+from evaluation.judge import confidence, load_judge
+from evaluation.measures import Pictures
+from world.captions import caption
+from world.parts import Scene
+from world.render import render_rgb
+from world.scene import sample_scene, stream
+
+EQUIVALENT_PX = 512
+"""Distances are in pixels of a picture of this size."""
+FIRST_SEED = 5000
+SURE = 0.6
+"""The judge's confidence in a point that is dragged."""
+MARGIN, SHORTEST, LONGEST = 0.05, 0.1, 0.4
+"""Of a drag, as fractions of the picture: distance from its edge, and length."""
+LIMB = 0.1
+"""Half the width of what a drag may change, as a fraction of the picture."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What can be dragged.
+
+    Attributes:
+        index: of the key point. pivots: it turns around their mean. angles: by how many degrees,
+            to either side. carried: key points that go with it.
+    """
+
+    index: int
+    pivots: tuple[int, ...]
+    angles: tuple[float, float]
+    carried: tuple[int, ...] = ()
+
+
+JOINTS = (
+    Joint(4, (3,), (40, 80)),
+    Joint(7, (6,), (40, 80)),
+    Joint(4, (2,), (25, 50), (3,)),
+    Joint(7, (5,), (25, 50), (6,)),
+    Joint(10, (8,), (15, 30), (9,)),
+    Joint(13, (11,), (15, 30), (12,)),
+    Joint(0, (8, 11), (10, 18), (1, 2, 5, 14, 15, 16, 17)),
+)
+"""Wrists around elbows and around shoulders, ankles around hips, the nose around the hips."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One drag; places are (x, y), fractions of the picture.
+
+    Attributes:
+        prompt, reference: of the request.
+        picture: (3, size, size) what is dragged.
+        points: (18, 2) where its key points are.
+        joint: what is dragged.
+        target: where to.
+    """
+
+    prompt: str
+    reference: Asked
+    picture: Float[Tensor, "3 size size"]
+    points: Float[Tensor, "18 2"]
+    joint: Joint
+    target: Float[Tensor, " 2"]
+
+    def asked(
+        self,
+        weight: float | None = None,
+        span: tuple[float, float] | None = None,
+        balance: float = 1.0,
+        **fields: Any,
+    ) -> Asked:
+        """The request; what is None is left to the defaults.
+
+        Args:
+            balance: the appearance control's weight over the correspondence control's; needs
+                a weight.
+        """
+        point = [{"x": float(x), "y": float(y)} for x, y in (self.source, self.target)]
+        drag = {"type": "correspondence", "points": [{"from": point[0], "to": point[1]}]}
+        controls = [{"type": "appearance"}, drag]
+        for control, factor in zip(controls, (balance, 1.0), strict=True):
+            control |= {} if weight is None else {"weight": weight * factor}
+            control |= {} if span is None else {"span": list(span)}
+        common = {"task": "drag", "prompt": self.prompt, "reference": self.reference}
+        return common | {"controls": controls} | fields
+
+    @property
+    def source(self) -> Float[Tensor, " 2"]:
+        """Where the point is."""
+        return self.points[self.joint.index]
+
+    @property
+    def seed(self) -> int:
+        """Of a sampled reference."""
+        return int(self.reference["seed"])
+
+
+def turned(point: Tensor, pivot: Tensor, degrees: float) -> Tensor:
+    """A point (x, y) turned around another; y runs down, so positive is clockwise."""
+    angle = math.radians(degrees)
+    x, y = (point - pivot).tolist()
+    across, down = (
+        math.cos(angle) * x - math.sin(angle) * y,
+        math.sin(angle) * x + math.cos(angle) * y,
+    )
+    return pivot + torch.tensor([across, down])
+
+
+def choose_drag(
+    seed: int, points: Float[Tensor, "18 2"], sure: Bool[Tensor, " 18"]
+) -> tuple[Joint, Tensor] | None:
+    """A joint that is surely seen and a place for it inside the picture; None: there is none."""
+    rng = stream(seed, "drag")
+    for joint in rng.sample(JOINTS, len(JOINTS)):
+        pivot = points[list(joint.pivots)].mean(dim=0)
+        degrees = rng.uniform(*joint.angles)
+        for side in rng.sample((-1, 1), 2):
+            target = turned(points[joint.index], pivot, side * degrees)
+            inside = bool(((target > MARGIN) & (target < 1 - MARGIN)).all())
+            length = float((target - points[joint.index]).norm())
+            if inside and sure[joint.index] and SHORTEST <= length <= LONGEST:
+                return joint, target
+    return None
+
+
+def limb_mask(case: Case) -> Bool[Tensor, "size size"]:
+    """Where a drag may change the picture: around the lines between pivot, source and target."""
+    size = case.picture.shape[-1]
+    centres = (torch.arange(size) + 0.5) / size
+    places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1)
+    pivot = case.points[list(case.joint.pivots)].mean(dim=0)
+    corners = (pivot, case.source, case.target)
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    for start, end in ((corners[0], corners[1]), (corners[0], corners[2]), corners[1:]):
+        along = end - start
+        share = ((places - start) @ along / along.square().sum().clamp(min=1e-9)).clamp(0, 1)
+        nearest = start + share[..., None] * along
+        mask |= (places - nearest).norm(dim=-1) <= LIMB
+    return mask
+
+
+class DragScorer:
+    """The judge and the recogniser of people."""
+
+    @cached_property
+    def judge(self) -> torch.nn.Module:
+        """Sees key points."""
+        return load_judge()
+
+    @cached_property
+    def people(self) -> torch.nn.Module:
+        """Sees clothes, skin, hair and hats."""
+        return load_recogniser(PEOPLE)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Pictures, cases: Sequence[Case]) -> dict[str, np.ndarray]:
+        """One number a case.
+
+        `distance` of the dragged point to its target and `others`, the mean way of the key points
+        that should stay, px of 512; `outside`, the mean absolute change of the pixels away from the
+        limb, of 255; `attributes`, the share in which the picture agrees with the one that was
+        dragged, %; `person`, the judge's mean confidence, %.
+        """
+        verdict = self.judge(pictures)
+        before = torch.stack([case.picture for case in cases])
+        scores: dict[str, list[float]] = {"distance": [], "others": [], "outside": []}
+        for row, case in enumerate(cases):
+            points, joint = verdict.keypoints[row], case.joint
+            scores["distance"].append(float((points[joint.index] - case.target).norm()))
+            moved = (points - case.points).norm(dim=1)
+            stay = [i for i in range(len(moved)) if i not in (joint.index, *joint.carried)]
+            scores["others"].append(float(moved[stay].mean()))
+            change = (pictures[row] - case.picture).abs().mean(dim=0)
+            scores["outside"].append(255 * float(change[~limb_mask(case)].mean()))
+        found = {name: np.array(values) for name, values in scores.items()}
+        for name in ("distance", "others"):
+            found[name] *= EQUIVALENT_PX
+        agreed = agreement(self.people(pictures).named(), self.people(before).named())
+        sure = confidence(verdict.heatmaps).mean(dim=1).numpy()
+        return found | {"attributes": 100 * agreed["mean"], "person": 100 * sure}
+
+
+class CaseMaker:
+    """Cases from scenes: of pictures that the model generates, or of renders."""
+
+    def __init__(self, studio: EditStudio, scorer: DragScorer) -> None:
+        self.studio, self.scorer = studio, scorer
+
+    def generated(self, seeds: Sequence[int], count: int) -> list[Case]:
+        """`count` drags of generated pictures; points are where the judge surely sees them."""
+        cases: list[Case] = []
+        for start in range(0, len(seeds), 8):
+            if len(cases) >= count:
+                break
+            part = seeds[start : start + 8]
+            prompts = [caption(_scene(seed), pose=False) for seed in part]
+            noises = range(FIRST_SEED + start, FIRST_SEED + start + len(part))
+            asked = [plain(p, seed) for p, seed in zip(prompts, noises, strict=True)]
+            pictures = self.studio.pictures(asked, "references").pictures
+            with torch.no_grad():
+                verdict = self.scorer.judge(pictures)
+            sure = confidence(verdict.heatmaps) >= SURE
+            for row, seed in enumerate(part):
+                chosen = choose_drag(seed, verdict.keypoints[row], sure[row])
+                if chosen is not None:
+                    reference = {"prompt": prompts[row], "seed": noises[row]}
+                    points = verdict.keypoints[row]
+                    cases.append(Case(prompts[row], reference, pictures[row], points, *chosen))
+        return cases[:count]
+
+    def rendered(self, seeds: Sequence[int], count: int) -> list[Case]:
+        """`count` drags of renders, by exact labels of what is visible."""
+        cases: list[Case] = []
+        for seed in seeds:
+            if len(cases) >= count:
+                break
+            scene = _scene(seed)
+            rgb, keypoints = render_rgb(scene, 64)
+            picture = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
+            points = torch.from_numpy(keypoints[0, :, :2]) / 64
+            chosen = choose_drag(seed, points, torch.from_numpy(keypoints[0, :, 2] > 1))
+            if chosen is not None:
+                prompt = caption(scene, pose=False)
+                reference = {"upload_id": self.studio.upload(picture), "prompt": prompt}
+                cases.append(Case(prompt, reference, picture, points, *chosen))
+        return cases
+
+
+def _scene(seed: int) -> Scene:
+    return sample_scene(seed, kind="figure")
