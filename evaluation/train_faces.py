@@ -57,7 +57,7 @@ def face_boxes(seed: int) -> list[Box]:
 
 
 def targets(boxes: list[Box]) -> tuple[Tensor, Tensor]:
-    """(16, 16) likelihood of a centre, and (4, 16, 16) distances to the edges; -1: not looked at."""
+    """(16, 16) likelihood of a centre, (4, 16, 16) distances to the edges; -1: not looked at."""
     heat, edges = torch.zeros(MAP, MAP), torch.full((4, MAP, MAP), -1.0)
     cells = torch.arange(MAP) + 0.5
     for box in boxes:
@@ -105,9 +105,8 @@ def train(pictures: np.ndarray, labels: list[list[Box]], steps: int, batch: int)
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(
-                f"step {step}: centres {float(centres) / batch:.3f}, edges {float(sizes.mean()):.3f}"
-            )
+            said = centres.item() / batch, sizes.mean().item()
+            print("step {}: centres {:.3f}, edges {:.3f}".format(step, *said))
     return network
 
 

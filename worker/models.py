@@ -54,7 +54,9 @@ class ModelCache:
         references: ReferenceCache | None = None,
         load_faces: LoadFaces = load_detector,
     ) -> None:
-        self.references = references or ReferenceCache(DEFAULT_REFERENCE_BYTES)
+        if references is None:  # an empty one is falsy
+            references = ReferenceCache(DEFAULT_REFERENCE_BYTES)
+        self.references = references
         self.catalogue = catalogue
         self.budget_bytes = budget_bytes
         self.device = torch.device(device)

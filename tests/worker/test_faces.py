@@ -82,9 +82,9 @@ def test_faces_are_found_in_the_reference_and_in_each_picture_s_original(
 
 
 def test_no_face_is_told_with_what_to_do(relative_registry: Path) -> None:
-    with pytest.raises(NoFaceFound, match="in the reference; .* give boxes"):
+    with pytest.raises(NoFaceFound, match=r"in the reference; .* give boxes"):
         run(models_with(relative_registry, Scripted([])), asked())
-    with pytest.raises(NoFaceFound, match="seed 5 gives without guidance; .* give boxes"):
+    with pytest.raises(NoFaceFound, match=r"seed 5 gives without guidance; .* give boxes"):
         run(models_with(relative_registry, Scripted([FIRST], [])), asked())
     with pytest.raises(NoFaceDetector):
         run(models_with(relative_registry, None), asked())
