@@ -44,7 +44,7 @@ class MannequinFaces:
     """Faces of the demo world, on pictures of about 64 px."""
 
     SIZE = 64
-    THRESHOLD = 0.5
+    THRESHOLD = 0.3
 
     def __init__(self, network: FaceNetwork) -> None:
         self._network = network.eval()
