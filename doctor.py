@@ -7,7 +7,9 @@ put there and deleted again. A check is a generator of findings, and its bugs ar
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from heads_registry.manifest import (
 )
 from jobs.connection import connect, redis_errors
 from jobs.keys import reconciler_key
+from jobs.references import REFERENCES
 from jobs.settings import CoreSettings
 from jobs.store import ObjectStore
 from jobs.workers import WorkerBoard
@@ -68,6 +71,7 @@ def examine(settings: CoreSettings) -> Findings:
         ("redis", lambda: _redis(client)),
         ("redis clock", lambda: _redis_clock(client)),
         ("storage", lambda: _storage(store)),
+        ("references", lambda: _references(store, settings)),
         ("registry", lambda: _registry(settings)),
         ("device", _device),
         ("workers", lambda: _processes(client, settings)),
@@ -182,6 +186,30 @@ def _storage(store: ObjectStore) -> Findings:
         yield Finding("ok", "storage", f"put, get and delete in {elapsed_ms:.0f} ms")
     if date := store.server_date():
         yield _clock("storage", parsedate_to_datetime(date).timestamp() + 0.5 - time.time())
+
+
+def _references(store: ObjectStore, settings: CoreSettings) -> Findings:
+    """Where references are kept beside memory; nothing where that is nowhere."""
+    from worker.settings import WorkerSettings
+
+    worker = WorkerSettings()
+    if (directory := worker.reference_dir) is not None:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        about, free = "reference directory", shutil.disk_usage(existing).free
+        if not os.access(existing, os.W_OK):
+            mend = "let the worker write there, or correct READOUT_REFERENCE_DIR"
+            yield Finding("weak", about, f"{directory} cannot be written", mend)
+        elif free < worker.reference_disk_bytes:
+            says = f"{free:,} bytes are free, {worker.reference_disk_bytes:,} may be used"
+            yield Finding("weak", about, says, "lower READOUT_REFERENCE_DISK_BYTES")
+        else:
+            yield Finding("ok", about, f"{directory}, {free:,} bytes are free")
+    if budget := settings.reference_storage_bytes:
+        held = sum(entry.size_bytes for entry in store.list_objects(REFERENCES))
+        says = f"{held:,} of {budget:,} bytes in object storage"
+        over = held > 2 * budget
+        mend = "start `readout reconciler` with the same settings" if over else ""
+        yield Finding("weak" if over else "ok", "shared references", says, mend)
 
 
 def _registry(settings: CoreSettings) -> Findings:

@@ -9,7 +9,9 @@ import yaml
 
 import doctor
 from jobs.connection import connect
+from jobs.references import REFERENCES
 from jobs.settings import CoreSettings
+from jobs.store import ObjectStore
 from stack.servers import Server
 from tests.servers import S3, running_valkey, settings_for
 
@@ -81,3 +83,23 @@ def test_clocks_that_differ(ahead_s: float, state: str) -> None:
     finding = doctor._clock("redis", ahead_s)
     assert finding.state == state
     assert ("behind" in finding.says) == (ahead_s < 0)
+
+
+def test_where_references_are_kept_is_looked_at(
+    core_settings: CoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READOUT_REFERENCE_DIR", str(tmp_path / "references"))
+    monkeypatch.setenv("READOUT_REFERENCE_DISK_BYTES", "1000")
+    shared = core_settings.model_copy(update={"reference_storage_bytes": 100})
+    store = ObjectStore(core_settings)
+    store.ensure_bucket()
+    store.put_bytes(f"{REFERENCES}{'0' * 64}.safetensors", b"0" * 150)
+    found = examine(shared)
+    assert found["reference directory"].state == "ok"
+    assert found["shared references"].says.startswith("150 of 100 bytes")
+    store.put_bytes(f"{REFERENCES}{'1' * 64}.safetensors", b"0" * 150)
+    monkeypatch.setenv("READOUT_REFERENCE_DISK_BYTES", str(2**60))
+    found = examine(shared)
+    assert found["reference directory"].state == "weak"
+    assert "reconciler" in found["shared references"].mend
+    store.close()
