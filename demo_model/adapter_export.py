@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from demo_model.data import images_as_bytes
 from demo_model.networks import build_scheduler
 from demo_model.sheets import write_sheet
 
@@ -60,6 +61,7 @@ def draw_sheet(
     adapter: Any,
     poses: np.ndarray,
     captions: list[str],
+    steps: int,
 ) -> None:
     """A sheet of control images, each row followed by the row of pictures drawn for them.
 
@@ -69,6 +71,7 @@ def draw_sheet(
         adapter: ControlNetModel or T2IAdapter.
         poses: (count, size, size, 3) uint8, a multiple of eight.
         captions: one each.
+        steps: of sampling.
     """
     parts = dict(base.components) | {"scheduler": build_scheduler()}
     parts.pop("image_encoder", None)
@@ -84,17 +87,17 @@ def draw_sheet(
     pipeline.set_progress_bar_config(disable=True)
     images = torch.from_numpy(poses).permute(0, 3, 1, 2).float() / 255
     size = poses.shape[1]
-    drawn = pipeline(
+    latents = pipeline(
         prompt=captions,
         image=images,
         height=size,
         width=size,
-        num_inference_steps=25,
+        num_inference_steps=steps,
         guidance_scale=4.0,
         generator=[torch.Generator().manual_seed(row) for row in range(len(captions))],
-        output_type="np",
+        output_type="latent",
     ).images
-    pictures = (drawn * 255).round().astype(np.uint8)
+    pictures = images_as_bytes(base.vae.decode(latents / base.vae.config.scaling_factor).sample)
     rows = [
         part[start : start + 8] for start in range(0, len(poses), 8) for part in (poses, pictures)
     ]

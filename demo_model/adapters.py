@@ -35,9 +35,6 @@ from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from world.packed import Packed, open_packed, render_packed
 from world.seeds import TRAIN
 
-NUM_VALIDATION = 16
-"""Poses of the sheets: the last of the renders, which are not trained on."""
-
 
 def build_adapter(kind: Kind, pipeline: StableDiffusionPipeline, config: AdaptersConfig) -> Any:
     """A new adapter for the pipeline's U-Net.
@@ -93,7 +90,7 @@ class AdapterStage:
         self.pipeline, self.renders, self.device = pipeline, renders, device
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.captions = np.load(folder / "captions.npy")
-        self.order = EpochOrder(config.data.count - NUM_VALIDATION, config.seed)
+        self.order = EpochOrder(config.data.count - config.data.validation_count, config.seed)
         self.generator = torch.Generator()
         self.adapter = build_adapter(kind, pipeline, config).to(device.device)
         parameters = list(self.adapter.parameters())
@@ -192,14 +189,16 @@ class AdapterStage:
             self.average.swap()
 
     def write_sheet(self, path: Path) -> dict[str, float]:
-        """Held-out poses and what the averaged weights draw for them; exports those weights."""
-        rows = np.arange(self.config.data.count - NUM_VALIDATION, self.config.data.count)
+        """Held-out poses and what the averaged weights draw for them."""
+        data = self.config.data
+        rows = np.arange(data.count - data.validation_count, data.count)
         poses = np.array(self.renders.labels["pose"][rows])
         captions = [self.renders.rows[row]["captions_without_pose"][0] for row in rows]
         self.average.swap()
         self.adapter.eval()
         try:
-            draw_sheet(path, self.pipeline, self.adapter, poses, captions)
+            steps = self.config.sheet_steps
+            draw_sheet(path, self.pipeline, self.adapter, poses, captions, steps)
         finally:
             self.adapter.train()
             self.average.swap()

@@ -129,6 +129,8 @@ class AdapterData(Strict):
 
     folder: Path
     count: int = Field(gt=0)
+    validation_count: int = Field(16, multiple_of=8)
+    """The last of them, which are not trained on but drawn for the sheets."""
     workers: int = Field(2, ge=1)
 
 
@@ -153,6 +155,7 @@ class AdaptersConfig(Strict):
     empty_caption_probability: float = 0.1
     without_pose_probability: float = 0.5
     """How often the caption leaves the pose to the control image."""
+    sheet_steps: int = Field(25, ge=1)
     weight_limit: float = 5.0
     """Of the noise prediction's error: min(1 / ᾱ, limit), so that structure counts."""
 
