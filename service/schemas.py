@@ -134,7 +134,7 @@ class GenerationParameters(Strict):
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
-    prompt: Text = Field(description="what to draw; may be empty only when there is a control")
+    prompt: Text = Field(description="what to draw; may be empty only when something else says it")
     negative_prompt: Text | None = Field(None, description="what to keep away from")
     model: str | None = Field(None, max_length=64, description="a model of GET /v1/models")
     task: Task | None = Field(

@@ -153,7 +153,7 @@ def execute_together(
         rows = slice(len(pictures), len(pictures) + len(part))
         frames = Frames(model, item_heads[rows], owners[rows], audience, clock.lap)
         try:
-            with _checkpointing(model, thrift.checkpoint):
+            with _checkpointing(model, part, thrift.checkpoint):
                 samples = sample(model, part, plan, on_step=on_part_step, watch=frames)
         except Diverged as error:
             raise Diverged(error.item + len(pictures), error.step_index) from None
@@ -165,15 +165,18 @@ def execute_together(
 
 
 @contextmanager
-def _checkpointing(model: BaseModel, wanted: bool) -> Iterator[None]:
-    """The U-Net's blocks forget their activations, and repeat them for the backward pass."""
-    if wanted:
-        model.unet.enable_gradient_checkpointing()
+def _checkpointing(model: BaseModel, items: Sequence[SampleItem], wanted: bool) -> Iterator[None]:
+    """The U-Net's and ControlNets' blocks forget activations, and repeat them for the backward."""
+    networks = {one.adapter.network for item in items for one in item.adapters}
+    kept = [network for network in networks if isinstance(network, diffusers.ControlNetModel)]
+    modules = [model.unet, *kept] if wanted else []
+    for module in modules:
+        module.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        if wanted:
-            model.unet.disable_gradient_checkpointing()
+        for module in modules:
+            module.disable_gradient_checkpointing()
 
 
 def _part_of(on_step: OnStep, index: int, count: int) -> OnStep:

@@ -32,7 +32,7 @@ from tests.tiny import add_adapters, save_tiny_adapter
 from tests.worker.test_execute import request
 from worker.adapters import AdapterInput
 from worker.engine import TorchEngine
-from worker.execute import execute
+from worker.execute import Thrift, execute
 from worker.guidance import ReadoutTarget
 from worker.models import ModelCache
 from worker.objectives import spatial_distance
@@ -323,6 +323,12 @@ def test_a_request_brings_its_adapters(registry: Path) -> None:
         for one in (asked, request(num_images=1, controls=()))
     )
     assert with_both.images[0].tobytes() != without.images[0].tobytes()
+    guided = request(num_images=2, adapters=(drawn, shown), adapter_gradient="full")
+    generous, thrifty = (
+        execute(guided, models, load_image, lambda step, steps: None, thrift)
+        for thrift in (Thrift(), Thrift(batch_images=1, checkpoint=True))
+    )
+    assert thrifty.distances == [pytest.approx(row, rel=1e-3) for row in generous.distances]
     parameters = embedded_parameters(asked, 3, {})
     assert parameters["adapters"][1]["image_sha256"] == "0" * 64
     assert "key" not in str(parameters["adapters"][1])
