@@ -198,12 +198,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "training_cost": ("What training the heads took", training_cost),
 }
 MEASURES = (
-    heads.PARTS
-    | learning.PARTS
-    | adapters.PARTS
-    | tasks.PARTS
-    | second_drag.PARTS
-    | choices.PARTS
+    heads.PARTS | learning.PARTS | adapters.PARTS | tasks.PARTS | second_drag.PARTS | choices.PARTS
 )
 """Parts in modules of their own, which need no more than the count."""
 
