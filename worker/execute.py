@@ -22,7 +22,7 @@ from worker.images import to_images
 from worker.models import LoadedHead, ModelCache
 from worker.prepare import Prepared
 from worker.references import References
-from worker.sampler import Diverged, OnStep, Samples, SamplingPlan, sample
+from worker.sampler import Diverged, OnStep, SampleItem, Samples, SamplingPlan, sample
 from worker.watch import Audience, EvolutionFrame, Frames, readout_images
 
 
