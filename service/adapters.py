@@ -49,11 +49,11 @@ def find_adapters(
     if not asked.adapters:
         return []
     for index, control in enumerate(controls):
-        if isinstance(control, schemas.AppearanceControl) and control.towards == "original":
+        if _needs_original(control):
             raise InvalidRequest.at(
                 "#/adapters",
-                f"control {index} compares with the original, which is sampled without adapters; "
-                "leave the adapters out, or compare with a reference",
+                f"control {index} needs the unguided original, which is sampled without adapters; "
+                "leave the adapters out, or compare with a reference and name the boxes",
             )
     found = []
     for index, adapter in enumerate(asked.adapters):
@@ -82,6 +82,13 @@ def resolve_adapter(
         scale=manifest.defaults.scale if asked.scale is None else asked.scale,
         span=asked.span or manifest.defaults.span,
     )
+
+
+def _needs_original(control: AskedControl) -> bool:
+    """Whether a control compares with the unguided picture, or looks for faces in it."""
+    if isinstance(control, schemas.IdentityControl):
+        return control.boxes is None
+    return isinstance(control, schemas.AppearanceControl) and control.towards == "original"
 
 
 def _manifest(asked: schemas.Adapter, pointer: str, known: Known) -> AdapterManifest:
