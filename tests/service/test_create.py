@@ -53,8 +53,6 @@ def test_create_answers_202_with_location_and_the_effective_request(
         "branch": "unconditional",
         "update_rule": "elementwise",
         "controls": [],
-        "adapters": [],
-        "adapter_gradient": "constant",
         "reference": None,
         "start": "seed",
         "adapters": [],
