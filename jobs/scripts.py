@@ -100,6 +100,7 @@ local function finish(from, to, ttl_s)
   redis.call('HSET', record, 'finished_at', now())
   redis.call('HDEL', record, 'lease_until', 'previews')
   redis.call('EXPIRE', record, ttl_s)
+  redis.call('ZADD', prefix .. 'expiring', now() + ttl_s * 1000, id)
   local owner = redis.call('HGET', record, 'owner') or 'local'
   redis.call('SET', record .. ':owner', owner, 'EX', ttl_s + tombstone_s)
   notify(to, owner)
@@ -321,7 +322,8 @@ return {'requeued', found[2]}
 
 # ARGV: "", worker, nonce of this call, lease in ms, most images, most pixels
 # The next job of the line, and with it those of its group that there is room for. An interactive
-# job takes no batch jobs with it, for which its caller would wait.
+# job takes no batch jobs with it, for which its caller would wait. One that has lost a worker runs
+# alone: if it is what killed that worker, its neighbours shall not use up their attempts with it.
 TAKE = (
     _PRELUDE
     + """
@@ -343,8 +345,14 @@ local function begin(job)
   taken[#taken + 1] = tostring(attempt)
 end
 
+local function has_lost_a_worker(job)
+  record = prefix .. 'job:' .. job
+  return used() > 0
+end
+
 local lead = redis.call('ZRANGE', prefix .. 'line', 0, 0, 'WITHSCORES')
 if not lead[1] then return {'idle'} end
+local alone = has_lost_a_worker(lead[1])
 local found = redis.call('HMGET', prefix .. 'job:' .. lead[1], 'group', 'images', 'pixels', 'lane')
 local virtual_time = tonumber(redis.call('GET', prefix .. 'virtual_time') or '0')
 if tonumber(lead[2]) > virtual_time then redis.call('SET', prefix .. 'virtual_time', lead[2]) end
@@ -353,11 +361,13 @@ begin(lead[1])
 local images = tonumber(ARGV[5]) - tonumber(found[2] or 1)
 local pixels = tonumber(ARGV[6]) - tonumber(found[3] or 0)
 local group = prefix .. 'line:' .. (found[1] or '')
-local candidates = images > 0 and redis.call('ZRANGE', group, 0, 4 * images) or {}
+local search = images > 0 and not alone
+local candidates = search and redis.call('ZRANGE', group, 0, 4 * images) or {}
 for _, job in ipairs(candidates) do
   local size = redis.call('HMGET', prefix .. 'job:' .. job, 'images', 'pixels', 'lane')
   local fits = tonumber(size[1] or 1) <= images and tonumber(size[2] or 0) <= pixels
-  if fits and (found[4] == 'batch' or size[3] == found[4]) then
+  local same_lane = found[4] == 'batch' or size[3] == found[4]
+  if fits and same_lane and not has_lost_a_worker(job) then
     begin(job)
     images = images - tonumber(size[1] or 1)
     pixels = pixels - tonumber(size[2] or 0)
