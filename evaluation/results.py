@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import adapters, choices, heads, learning, second_drag, tasks
+from evaluation import adapters, best_of, choices, heads, learning, second_drag, tasks
 from evaluation.generate import Condition, Scenes, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
@@ -198,7 +198,13 @@ PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "training_cost": ("What training the heads took", training_cost),
 }
 MEASURES = (
-    heads.PARTS | learning.PARTS | adapters.PARTS | tasks.PARTS | second_drag.PARTS | choices.PARTS
+    heads.PARTS
+    | learning.PARTS
+    | adapters.PARTS
+    | tasks.PARTS
+    | second_drag.PARTS
+    | choices.PARTS
+    | best_of.PARTS
 )
 """Parts in modules of their own, which need no more than the count."""
 

@@ -4,7 +4,7 @@
 
 The claim only spares a concurrent twin its work, and lapses by itself when its holder dies. What
 keeps a job from being made twice is the script that makes it: it looks at the entry, makes the job
-and writes the entry in one step (`LUA`, used by jobs/scripts.py).
+and writes the entry in one step (`LUA`, used by jobs/admission.py).
 
     IdempotencyConflict      (jobs/errors.py)
     ├── KeyReused            the key came with another body before

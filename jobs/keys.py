@@ -76,6 +76,11 @@ def sweep_key(settings: CoreSettings) -> str:
     return f"{settings.redis_prefix}:sweep"
 
 
+def expiring_key(settings: CoreSettings) -> str:
+    """Jobs that have ended: id by the time when the record goes, and its objects with it."""
+    return f"{settings.redis_prefix}:expiring"
+
+
 def canceling_key(settings: CoreSettings) -> str:
     """Canceled jobs whose worker has not yet said that it stopped: id by end of lease."""
     return f"{settings.redis_prefix}:canceling"

@@ -7,14 +7,19 @@ RQ's job is no record of ours: it may be lost, doubled or late, and the compare-
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
+import structlog
 from rq import Queue
 from rq.serializers import JSONSerializer
 
 from jobs.connection import connect, redis_errors
+from jobs.errors import QueueUnavailable
 from jobs.record import JobRecord
 from jobs.settings import CoreSettings
 
@@ -22,6 +27,8 @@ ENTRY_POINT = "worker.run.run"
 """What the worker calls with the job's id; a name, so that jobs/ imports no worker."""
 _FAILURE_TTL_S = 60
 _CHUNK = 500
+
+log = structlog.get_logger("jobs.queue")
 
 
 def queue_name(settings: CoreSettings) -> str:
@@ -67,8 +74,9 @@ class JobQueue:
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        with redis_errors():
-            self._queue.enqueue_call(ENTRY_POINT, **_ticket(job_id))
+        with redis_errors(), self._queue.connection.pipeline() as pipeline:
+            self._queue.enqueue_call(ENTRY_POINT, pipeline=pipeline, **_ticket(job_id))
+            pipeline.execute()  # one round trip; by itself RQ takes three
 
     def enqueue_ids(self, job_ids: Sequence[str]) -> None:
         """As `enqueue_id`, for the jobs of a batch, in a few round trips.
@@ -105,6 +113,47 @@ class JobQueue:
             for name in intermediate.get_job_ids():
                 if name.partition("-")[0] == job_id:
                     intermediate.remove(name)
+
+
+class TicketWriter:
+    """Enqueues from a thread of its own: in one trip, all that has come in during the last one.
+
+    What it has not written when its process dies, or when Redis is away, the reconciler does.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._waiting: SimpleQueue[str | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="tickets", daemon=True)
+        self._starting = threading.Lock()
+
+    def put(self, job_id: str) -> None:
+        """Have a queued job enqueued; returns at once."""
+        self._waiting.put(job_id)
+        if self._thread.ident is None:
+            with self._starting:
+                if self._thread.ident is None:
+                    self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._waiting.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _write(self) -> None:
+        ended = False
+        while not ended:
+            found = [self._waiting.get()]
+            with suppress(Empty):
+                while len(found) < _CHUNK:
+                    found.append(self._waiting.get_nowait())
+            ended = None in found
+            job_ids = [job_id for job_id in found if job_id is not None]
+            try:
+                self._queue.enqueue_ids(job_ids)
+            except QueueUnavailable as error:
+                log.warning("enqueue_deferred", jobs=len(job_ids), reason=str(error))
 
 
 def _ticket(job_id: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ What it looks for, every few seconds:
     a queued record that is in no list       → enqueued again
     a canceled record whose worker is silent → no longer waited for
     objects of attempts that did not win     → deleted, now and once more later (a worker may hang)
-    index entries of expired records         → removed, with their objects
+    records that have expired                → their objects and index entries removed
     batches whose last job has ended         → their results listed in one manifest
     uploads older than `upload_ttl_s`        → deleted, unless a job that waits or runs needs them
     shared references too old or too many    → deleted, the oldest first
@@ -19,21 +19,23 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import cast
+from datetime import datetime
+from typing import Any, cast
 
 import redis
 import structlog
 
 from jobs.batches import BatchRecord, BatchStore, batch_prefix
 from jobs.connection import connect, redis_errors
-from jobs.errors import JobNotFound, JobsError, QueueUnavailable, StateConflict, StorageUnavailable
+from jobs.errors import JobNotFound, QueueUnavailable, StateConflict, StorageUnavailable
 from jobs.keys import (
     batch_key,
     batches_key,
     canceling_key,
     ended_batches_key,
+    expiring_key,
     index_key,
     reconciler_key,
     record_key,
@@ -49,6 +51,8 @@ from jobs.store import ObjectStore
 
 INTERVAL_S = 5.0
 LAST_SWEEP_DELAY_S = 600.0
+CLEANING_S = 3.0
+"""Longest that one kind of cleaning goes on in a pass; the next pass goes on with it."""
 UPLOADS_INTERVAL_S = 600.0
 """Between two looks at the age of uploads and references, which list all of them."""
 UPLOADS = "uploads/"
@@ -80,6 +84,7 @@ class Reconciler:
         self._uploads_due = 0.0
         self._token = secrets.token_hex(8)
         self._take_lock = client.register_script(_TAKE_LOCK)
+        self._manifest_written = client.register_script(_MANIFEST_WRITTEN)
 
     def reconcile_once(self, *, expire_leases: bool = True) -> None:
         """One pass over everything that is active or due.
@@ -151,9 +156,7 @@ class Reconciler:
     def _sweep(self) -> None:
         """Delete the objects of attempts that did not win, unless one did win after all."""
         key, now_ms = sweep_key(self._settings), self._now_ms()
-        with redis_errors():
-            due = self._redis.zrangebyscore(key, "-inf", now_ms, start=0, num=_BATCH)
-        for member in cast("list[str]", due):
+        for member in self._due(key, now_ms):
             job_id, attempt, round_number = member.split("/")
             if not self._owns_objects(job_id, attempt):
                 deleted = self._store.delete_prefix(attempt_prefix(job_id, int(attempt)))
@@ -172,20 +175,36 @@ class Reconciler:
         return found in ([JobState.SUCCEEDED, attempt], [JobState.RUNNING, attempt])
 
     def _trim(self) -> None:
-        """Remove the oldest index entries whose records have expired, with all their objects."""
-        key = index_key(self._settings, "all")
-        with redis_errors():
-            oldest = cast("list[str]", self._redis.zrange(key, 0, _BATCH - 1))
-            for job_id in oldest:
+        """Remove the objects and index entries of records that have expired."""
+        key = expiring_key(self._settings)
+        for job_id in self._due(key, self._now_ms()):
+            with redis_errors():
                 if self._redis.exists(record_key(self._settings, job_id)):
-                    continue
-                self._store.delete_prefix(job_prefix(job_id))
+                    continue  # it has a moment left
+            self._store.delete_prefix(job_prefix(job_id))
+            with redis_errors(), self._redis.pipeline() as pipeline:
                 owner = cast("str", self._redis.get(tombstone_key(self._settings, job_id)) or "")
-                with self._redis.pipeline() as pipeline:
-                    for name in ("all", *JobState):
-                        pipeline.zrem(index_key(self._settings, name), job_id)
-                        pipeline.zrem(index_key(self._settings, name, owner), job_id)
-                    pipeline.execute()
+                for name in ("all", *JobState):
+                    pipeline.zrem(index_key(self._settings, name), job_id)
+                    pipeline.zrem(index_key(self._settings, name, owner), job_id)
+                pipeline.zrem(key, job_id)
+                pipeline.execute()
+
+    def _due(self, key: str, now_ms: int) -> Iterator[str]:
+        """What is due in a set by time, oldest first, for as long as a pass may take."""
+        end, start = time.monotonic() + CLEANING_S, "-inf"
+        while True:
+            with redis_errors():
+                found: Any = self._redis.zrangebyscore(
+                    key, start, now_ms, start=0, num=_BATCH, withscores=True
+                )
+            for member, _ in found:
+                if time.monotonic() > end:
+                    return
+                yield member
+            if len(found) < _BATCH:
+                return
+            start = f"({found[-1][1]:.0f}"
 
     def _write_manifests(self) -> None:
         """The results of batches whose last job has ended; again, when some were tried again."""
@@ -193,27 +212,23 @@ class Reconciler:
         with redis_errors():
             batches = cast("set[str]", self._redis.smembers(ended))
         for batch in batches:
-            with redis_errors():
-                self._redis.srem(ended, batch)  # a batch that ends again is put there again
             try:
                 record = self._batches.get(batch)
-                if record.state.terminal:
-                    self._write_manifest(record)
             except JobNotFound:
-                continue
-            except JobsError:
                 with redis_errors():
-                    self._redis.sadd(ended, batch)
-                raise
+                    self._redis.srem(ended, batch)
+                continue
+            if record.finished_at is not None:
+                self._write_manifest(record, record.finished_at)
 
-    def _write_manifest(self, record: BatchRecord) -> None:
+    def _write_manifest(self, record: BatchRecord, finished_at: datetime) -> None:
+        """Write it, and only then forget that it is to be written; not if it ended anew since."""
         key = f"{batch_prefix(record.id)}results.jsonl"
         self._store.put_bytes(key, self._batches.manifest(record), "application/jsonl")
-        assert record.finished_at is not None
-        of = str(round(record.finished_at.timestamp() * 1000))
-        name = batch_key(self._settings, record.id)
+        of = str(round(finished_at.timestamp() * 1000))
+        keys = [ended_batches_key(self._settings), batch_key(self._settings, record.id)]
         with redis_errors():
-            self._redis.hset(name, mapping={"manifest_key": key, "manifest_of": of})
+            self._manifest_written(keys=keys, args=[record.id, of, key])
         log.info("batch.ended", batch=record.id, state=record.state.value, jobs=record.total)
 
     def _trim_batches(self) -> None:
@@ -278,6 +293,13 @@ def run_forever(settings: CoreSettings, stop_event: threading.Event) -> None:
         connection.close()
     log.info("reconciler.stopped")
 
+
+_MANIFEST_WRITTEN = """
+if redis.call('HGET', KEYS[2], 'finished_at') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[2], 'manifest_of', ARGV[2], 'manifest_key', ARGV[3])
+redis.call('SREM', KEYS[1], ARGV[1])
+return 1
+"""
 
 _TAKE_LOCK = """
 local owner = redis.call('GET', KEYS[1])

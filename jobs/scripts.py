@@ -1,182 +1,17 @@
 """The transitions of a job as Lua scripts: each an atomic compare-and-set on state and attempt.
 
-Keys given to each script: the record's hash, its event stream, and the prefix of the indices
-(sorted sets of ids by sequence number, one per state and one of all). Times are Redis' own, in
-milliseconds, so that no two machines' clocks are ever compared. Replies are ``{status, detail…}``;
-every transition may be sent twice by the attempt that owns it, with the same reply. The last
-argument of each is how many seconds a tombstone outlives its record.
+Replies are ``{status, detail…}``; every transition may be sent twice by the attempt that owns it,
+with the same reply. The last argument of each is how many seconds a tombstone outlives its record.
+Keys, and what the scripts share: jobs/prelude.py; how jobs are admitted: jobs/admission.py.
 """
 
 from __future__ import annotations
 
-from jobs import idempotency
-
-_PRELUDE = """
-local record, events, prefix = KEYS[1], KEYS[2], KEYS[3]
-local id, tombstone_s = ARGV[1], ARGV[#ARGV]
-
-local function now()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local function index(name) return prefix .. 'index:' .. name end
-
-local function add_to(name, seq, owner)
-  redis.call('ZADD', index(name), seq, id)
-  redis.call('ZADD', index(name) .. ':' .. owner, seq, id)
-end
-
-local function emit(kind, data)
-  redis.call('XADD', events, 'MAXLEN', '~', 2000, '*', 'type', kind, 'data', data)
-end
-
--- the line of waiting jobs, all and by group, in the order of their turns (jobs/schedule.py)
-local function stand_in_line()
-  local found = redis.call('HMGET', record, 'turn', 'group')
-  redis.call('ZADD', prefix .. 'line', found[1] or 0, id)
-  redis.call('ZADD', prefix .. 'line:' .. (found[2] or ''), found[1] or 0, id)
-end
-
-local function leave_the_line()
-  redis.call('ZREM', prefix .. 'line', id)
-  redis.call('ZREM', prefix .. 'line:' .. (redis.call('HGET', record, 'group') or ''), id)
-end
-
-local function move(from, to)
-  if to == 'queued' then stand_in_line() elseif from == 'queued' then leave_the_line() end
-  redis.call('HSET', record, 'state', to)
-  local found = redis.call('HMGET', record, 'seq', 'owner', 'batch')
-  if found[3] then
-    redis.call('HINCRBY', prefix .. 'batch:' .. found[3], from, -1)
-    redis.call('HINCRBY', prefix .. 'batch:' .. found[3], to, 1)
-  end
-  local owner = found[2] or 'local'
-  redis.call('ZREM', index(from), id)
-  redis.call('ZREM', index(from) .. ':' .. owner, id)
-  add_to(to, found[1], owner)
-end
-
-local function sweep(attempt, delay_ms)
-  redis.call('ZADD', prefix .. 'sweep', now() + delay_ms, id .. '/' .. attempt .. '/1')
-end
-
--- attempts that count: those that a worker gave back on purpose do not
-local function used()
-  local found = redis.call('HMGET', record, 'attempt', 'released')
-  return tonumber(found[1]) - tonumber(found[2] or 0)
-end
-
--- leave word in the outbox, if anybody wants to be told
-local function tell(kind, about, owner, state, at, url, failure)
-  if url == '' and redis.call('EXISTS', prefix .. 'webhooks:' .. owner) == 0 then return end
-  redis.call('XADD', prefix .. 'outbox', '*', 'kind', kind, 'id', about, 'owner', owner,
-    'state', state, 'at', at, 'url', url, 'failure', failure)
-end
-
--- with its last job a batch ends; the reconciler then writes its manifest
-local function end_batch(ttl_s)
-  local batch = redis.call('HGET', record, 'batch')
-  local key = batch and prefix .. 'batch:' .. batch
-  local found = batch and redis.call('HMGET', key, 'queued', 'running', 'owner')
-  if not batch or tonumber(found[1] or 0) + tonumber(found[2] or 0) > 0 then return end
-  redis.call('HSET', key, 'finished_at', now())
-  redis.call('EXPIRE', key, ttl_s)
-  redis.call('EXPIRE', key .. ':items', ttl_s)
-  redis.call('SET', key .. ':owner', found[3], 'EX', ttl_s + tombstone_s)
-  redis.call('SADD', prefix .. 'batches:ended', batch)
-  tell('batch', batch, found[3], 'finished', now(), '', '')
-end
-
--- a job of a batch is told of with its batch
-local function notify(state, owner)
-  local found = redis.call('HMGET', record, 'webhook_url', 'failure', 'finished_at', 'batch')
-  if found[4] and not found[1] then return end
-  tell('generation', id, owner, state, found[3], found[1] or '', found[2] or '')
-end
-
-local function finish(from, to, ttl_s)
-  move(from, to)
-  redis.call('HSET', record, 'finished_at', now())
-  redis.call('HDEL', record, 'lease_until', 'previews')
-  redis.call('EXPIRE', record, ttl_s)
-  local owner = redis.call('HGET', record, 'owner') or 'local'
-  redis.call('SET', record .. ':owner', owner, 'EX', ttl_s + tombstone_s)
-  notify(to, owner)
-  end_batch(ttl_s)
-end
-
--- nil when the attempt owns the running job, else why it does not
-local function not_owner(attempt)
-  local found = redis.call('HMGET', record, 'state', 'attempt')
-  if not found[1] then return {'missing'} end
-  if found[1] == 'running' and found[2] == attempt then return nil end
-  if found[1] == 'canceled' and found[2] == attempt then return {'canceled'} end
-  return {'stale', found[1], found[2]}
-end
-"""
-
-_ADMIT = """
--- a new job's turn, from the JSON of jobs/schedule.py
-local function schedule(owner, slot)
-  local flow = slot.lane .. ':' .. owner
-  local finish = tonumber(redis.call('ZSCORE', prefix .. 'flows', flow) or '0')
-  local turn = math.max(finish, tonumber(redis.call('GET', prefix .. 'virtual_time') or '0'))
-  redis.call('ZADD', prefix .. 'flows', turn + slot.cost / slot.weight, flow)
-  redis.call('HSET', record, 'turn', turn, 'lane', slot.lane, 'group', slot.group,
-    'images', slot.images, 'pixels', slot.pixels)
-  if slot.batch then
-    redis.call('HSET', record, 'batch', slot.batch, 'position', slot.position,
-      'custom_id', slot.custom_id)
-    redis.call('HINCRBY', prefix .. 'batch:' .. slot.batch, 'queued', 1)
-  end
-  stand_in_line()
-end
-
-local function full(limit, more)
-  local active = redis.call('ZCARD', index('queued')) + redis.call('ZCARD', index('running'))
-  return active + more > tonumber(limit) and {'full', tostring(active)} or nil
-end
-
-local function admit(job, request, request_id, owner, place)
-  id, record = job, prefix .. 'job:' .. job
-  events = record .. ':events'
-  local seq, created = redis.call('INCR', prefix .. 'sequence'), string.format('%d', now())
-  redis.call('HSET', record, 'id', id, 'seq', seq, 'state', 'queued', 'attempt', 0,
-    'request', request, 'request_id', request_id, 'owner', owner, 'created_at', created)
-  add_to('all', seq, owner)
-  add_to('queued', seq, owner)
-  schedule(owner, cjson.decode(place))
-  emit('queued', '{}')
-  return created
-end
-"""
-
-# KEYS[4]: the idempotency key's entry
-# ARGV: id, limit, request JSON, request id, owner, fingerprint ("": no idempotency key), its TTL,
-#   place in the line as JSON, webhook URL or ""
-CREATE = (
-    _PRELUDE
-    + _ADMIT
-    + idempotency.LUA
-    + """
-local created = redis.call('HGET', record, 'created_at')
-if created then return {'ok', created} end
-local fingerprint = ARGV[6]
-local earlier = fingerprint ~= '' and settled(KEYS[4], fingerprint)
-if earlier then return earlier end
-local refusal = full(ARGV[2], 1)
-if refusal then return refusal end
-created = admit(id, ARGV[3], ARGV[4], ARGV[5], ARGV[8])
-if ARGV[9] ~= '' then redis.call('HSET', record, 'webhook_url', ARGV[9]) end
-if fingerprint ~= '' then settle(KEYS[4], fingerprint, id, ARGV[7]) end
-return {'ok', created}
-"""
-)
+from jobs import prelude
 
 # ARGV: id, worker, nonce of this call, lease in ms, most attempts
 START = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local found = redis.call('HMGET', record, 'state', 'attempt', 'lease_until', 'nonce')
 local state, attempt, lease_until, nonce = found[1], found[2], found[3], found[4]
@@ -201,7 +36,7 @@ return {'ok', attempt}
 
 # ARGV: id, attempt, lease in ms
 HEARTBEAT = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local refusal = not_owner(ARGV[2])
 if refusal then return refusal end
@@ -212,7 +47,7 @@ return {'ok'}
 
 # ARGV: id, attempt, progress JSON
 PROGRESS = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local refusal = not_owner(ARGV[2])
 if refusal then return refusal end
@@ -224,7 +59,7 @@ return {'ok'}
 
 # ARGV: id, attempt, event JSON, JSON of all previews of the attempt
 PREVIEW = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local refusal = not_owner(ARGV[2])
 if refusal then return refusal end
@@ -236,7 +71,7 @@ return {'ok'}
 
 # ARGV: id, attempt, state to reach, field to set, its JSON, seconds to keep, sweep delay in ms
 FINISH = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local found = redis.call('HMGET', record, 'state', 'attempt')
 if found[1] == ARGV[3] and found[2] == ARGV[2] then return {'ok'} end
@@ -253,7 +88,7 @@ return {'ok'}
 
 # ARGV: id, attempt, lease in ms; the attempt no longer counts
 RELEASE = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local refusal = not_owner(ARGV[2])
 if refusal then return refusal end
@@ -268,7 +103,7 @@ return {'ok'}
 
 # ARGV: id, seconds to keep, lease in ms
 CANCEL = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local found = redis.call('HMGET', record, 'state', 'attempt', 'lease_until')
 local state = found[1]
@@ -288,7 +123,7 @@ return {'ok'}
 
 # ARGV: id, attempt
 ACKNOWLEDGE_CANCEL = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local found = redis.call('HMGET', record, 'state', 'attempt')
 if found[1] == 'canceled' and found[2] == ARGV[2] then
@@ -300,7 +135,7 @@ return {'ok'}
 
 # ARGV: id, most attempts, failure JSON, seconds to keep, lease in ms
 EXPIRE_LEASE = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local found = redis.call('HMGET', record, 'state', 'attempt', 'lease_until')
 if found[1] ~= 'running' or tonumber(found[3]) > now() then return {'alive'} end
@@ -321,9 +156,10 @@ return {'requeued', found[2]}
 
 # ARGV: "", worker, nonce of this call, lease in ms, most images, most pixels
 # The next job of the line, and with it those of its group that there is room for. An interactive
-# job takes no batch jobs with it, for which its caller would wait.
+# job takes no batch jobs with it, for which its caller would wait. One that has lost a worker runs
+# alone: if it is what killed that worker, its neighbours shall not use up their attempts with it.
 TAKE = (
-    _PRELUDE
+    prelude.PRELUDE
     + """
 local memo = prefix .. 'taken:' .. ARGV[3]
 local earlier = redis.call('GET', memo)
@@ -343,8 +179,14 @@ local function begin(job)
   taken[#taken + 1] = tostring(attempt)
 end
 
+local function has_lost_a_worker(job)
+  record = prefix .. 'job:' .. job
+  return used() > 0
+end
+
 local lead = redis.call('ZRANGE', prefix .. 'line', 0, 0, 'WITHSCORES')
 if not lead[1] then return {'idle'} end
+local alone = has_lost_a_worker(lead[1])
 local found = redis.call('HMGET', prefix .. 'job:' .. lead[1], 'group', 'images', 'pixels', 'lane')
 local virtual_time = tonumber(redis.call('GET', prefix .. 'virtual_time') or '0')
 if tonumber(lead[2]) > virtual_time then redis.call('SET', prefix .. 'virtual_time', lead[2]) end
@@ -353,11 +195,13 @@ begin(lead[1])
 local images = tonumber(ARGV[5]) - tonumber(found[2] or 1)
 local pixels = tonumber(ARGV[6]) - tonumber(found[3] or 0)
 local group = prefix .. 'line:' .. (found[1] or '')
-local candidates = images > 0 and redis.call('ZRANGE', group, 0, 4 * images) or {}
+local search = images > 0 and not alone
+local candidates = search and redis.call('ZRANGE', group, 0, 4 * images) or {}
 for _, job in ipairs(candidates) do
   local size = redis.call('HMGET', prefix .. 'job:' .. job, 'images', 'pixels', 'lane')
   local fits = tonumber(size[1] or 1) <= images and tonumber(size[2] or 0) <= pixels
-  if fits and (found[4] == 'batch' or size[3] == found[4]) then
+  local same_lane = found[4] == 'batch' or size[3] == found[4]
+  if fits and same_lane and not has_lost_a_worker(job) then
     begin(job)
     images = images - tonumber(size[1] or 1)
     pixels = pixels - tonumber(size[2] or 0)
@@ -365,73 +209,5 @@ for _, job in ipairs(candidates) do
 end
 redis.call('SET', memo, cjson.encode(taken), 'EX', 60)
 return taken
-"""
-)
-
-# KEYS[4]: the idempotency key's entry
-# ARGV: batch id, limit, request id, owner, fingerprint, its TTL, then for each item its job's id,
-#   request JSON and place in the line as JSON. All of them are admitted, or none.
-CREATE_BATCH = (
-    _PRELUDE
-    + _ADMIT
-    + idempotency.LUA
-    + """
-local batch, key = id, prefix .. 'batch:' .. id
-local created = redis.call('HGET', key, 'created_at')
-if created then return {'ok', created} end
-local fingerprint = ARGV[5]
-local earlier = fingerprint ~= '' and settled(KEYS[4], fingerprint)
-if earlier then return earlier end
-local count = (#ARGV - 7) / 3
-local refusal = full(ARGV[2], count)
-if refusal then return refusal end
-created = string.format('%d', now())
-redis.call('HSET', key, 'id', batch, 'owner', ARGV[4], 'request_id', ARGV[3], 'total', count,
-  'created_at', created)
-for item = 0, count - 1 do
-  local first = 7 + 3 * item
-  admit(ARGV[first], ARGV[first + 1], ARGV[3], ARGV[4], ARGV[first + 2])
-  redis.call('RPUSH', key .. ':items', ARGV[first])
-end
-redis.call('ZADD', prefix .. 'batches', created, batch)
-if fingerprint ~= '' then settle(KEYS[4], fingerprint, batch, ARGV[6]) end
-return {'ok', created}
-"""
-)
-
-# ARGV: batch id, limit, request id, then for each item its position, the id of the job that
-#   failed, of the new one, request JSON and place. A job that does not stand there failed is left.
-RETRY_BATCH = (
-    _PRELUDE
-    + _ADMIT
-    + """
-local key = prefix .. 'batch:' .. id
-local owner = redis.call('HGET', key, 'owner')
-if not owner then return {'missing'} end
-local count = (#ARGV - 4) / 5
-local refusal = full(ARGV[2], count)
-if refusal then return refusal end
-local retried = 0
-for item = 0, count - 1 do
-  local first = 4 + 5 * item
-  local position, old, new = ARGV[first], ARGV[first + 1], ARGV[first + 2]
-  local state = redis.call('HGET', prefix .. 'job:' .. old, 'state')
-  local stands = redis.call('LINDEX', key .. ':items', position) == old
-  if stands and state == 'failed' then
-    redis.call('HDEL', prefix .. 'job:' .. old, 'batch')
-    redis.call('HINCRBY', key, state, -1)
-    redis.call('LSET', key .. ':items', position, new)
-    admit(new, ARGV[first + 3], ARGV[3], owner, ARGV[first + 4])
-    retried = retried + 1
-  end
-end
-if retried > 0 then
-  redis.call('HDEL', key, 'finished_at')
-  redis.call('PERSIST', key)
-  redis.call('PERSIST', key .. ':items')
-  redis.call('DEL', key .. ':owner')
-  redis.call('SREM', prefix .. 'batches:ended', ARGV[1])
-end
-return {'ok', tostring(retried)}
 """
 )

@@ -1,4 +1,4 @@
-"""Runs the Lua transitions of jobs/scripts.py and raises what their replies mean."""
+"""Runs the Lua transitions (jobs/admission.py, jobs/scripts.py) and raises what they reply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 import redis
 
-from jobs import scripts
+from jobs import admission, scripts
 from jobs.connection import redis_errors
 from jobs.errors import JobCanceled, JobNotFound, StaleAttempt, StateConflict
 from jobs.keys import events_key, record_key
@@ -22,7 +22,7 @@ class Transitions:
         self._settings = settings
         self._scripts = {
             name: client.register_script(source)
-            for name, source in vars(scripts).items()
+            for name, source in (vars(admission) | vars(scripts)).items()
             if name.isupper() and not name.startswith("_")
         }
 

@@ -107,14 +107,9 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def get_caller(request: Request) -> Caller:
-    """The request's caller."""
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
-
-
-async def _caller(request: Request) -> Caller:
-    return get_caller(request)
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]

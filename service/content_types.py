@@ -16,7 +16,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def require_json(request: Request) -> None:
+async def require_json(request: Request) -> None:
     """Refuse a body that does not say it is JSON.
 
     Raises:
@@ -30,7 +30,7 @@ def require_json(request: Request) -> None:
         )
 
 
-def require_json_lines(request: Request) -> None:
+async def require_json_lines(request: Request) -> None:
     """Refuse a body that does not say it is JSON lines.
 
     Raises:

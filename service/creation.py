@@ -7,7 +7,7 @@ from functools import partial
 
 import structlog
 
-from jobs.errors import AlreadyMade, QueueUnavailable
+from jobs.errors import AlreadyMade
 from jobs.record import JobRecord
 from service import schemas
 from service.auth import Caller
@@ -67,9 +67,6 @@ def create_generation(
             )
     except AlreadyMade as earlier:
         return Created(services.records.get(earlier.made, caller.owner).as_created(), True)
-    try:
-        services.queue.enqueue(record)
-    except QueueUnavailable:  # the record is safe: the reconciler enqueues it when Redis is back
-        _log.warning("enqueue_deferred", job_id=record.id)
+    services.tickets.put(record.id)
     _log.info("generation_created", job_id=record.id, model=effective.model, task=effective.task)
     return Created(record)

@@ -17,7 +17,7 @@ from jobs.events import EventFeed
 from jobs.figures import Figures
 from jobs.idempotency import IdempotencyClaims
 from jobs.outbox import Outbox
-from jobs.queue import JobQueue
+from jobs.queue import JobQueue, TicketWriter
 from jobs.record import RecordStore
 from jobs.store import ObjectStore
 from jobs.webhooks import EndpointStore
@@ -42,6 +42,7 @@ class Services:
     batches: BatchStore
     figures: Figures
     queue: JobQueue
+    tickets: TicketWriter
     objects: ObjectStore
     images: ControlImages
     metrics: Metrics
@@ -60,6 +61,7 @@ class Services:
 
     def close(self) -> None:
         """Close the connections that block."""
+        self.tickets.close()
         self.redis.close()
         self.queue.close()
         self.objects.close()
@@ -72,14 +74,15 @@ def make_services(settings: GatewaySettings) -> Services:
         ManifestError: a registry directory or a manifest in it is broken.
     """
     objects = ObjectStore(settings)
-    redis, redis_async = connect(settings), connect_async(settings)
+    redis, redis_async, queue = connect(settings), connect_async(settings), JobQueue(settings)
     return Services(
         settings=settings,
         catalogue=Catalogue((BUILTIN_DIR, *settings.registry_dirs)),
         records=RecordStore(redis, settings),
         batches=BatchStore(redis, settings),
         figures=Figures(redis, settings),
-        queue=JobQueue(settings),
+        queue=queue,
+        tickets=TicketWriter(queue),
         objects=objects,
         images=ControlImages(objects, Decoder(settings), settings.max_inline_image_bytes),
         metrics=Metrics(),
@@ -93,10 +96,10 @@ def make_services(settings: GatewaySettings) -> Services:
     )
 
 
-def get_services(request: Request) -> Services:
-    """The app's parts."""
+async def _services(request: Request) -> Services:
+    # Dependencies are coroutines throughout: a plain function costs each request a thread.
     services: Services = request.app.state.services
     return services
 
 
-ServicesDep = Annotated[Services, Depends(get_services)]
+ServicesDep = Annotated[Services, Depends(_services)]

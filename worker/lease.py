@@ -11,6 +11,7 @@ Errors that end an attempt, beside `StaleAttempt` and `JobCanceled` of jobs/:
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -108,6 +109,14 @@ class Lease:
     def lose(self, error: Exception) -> None:
         """Remember why the attempt is over, for `raise_if_over`; the first reason stays."""
         self._lost = self._lost or error
+
+    def rest(self) -> None:
+        """The job waits for its neighbours of a batch: its time stands still, nobody watches."""
+        self._watched_since, self._deadline = None, math.inf
+
+    def resume(self) -> None:
+        """It is the job's turn, with the whole of its time before it."""
+        self._deadline = time.monotonic() + self._deadline_s
 
     def drain(self, grace_s: float) -> None:
         """The worker stops: if the job is not done in `grace_s`, give it back at its next step."""

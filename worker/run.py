@@ -237,18 +237,29 @@ class Runner:
                 self._one(one, execution)
 
     def _compute(self, records: Sequence[JobRecord], held: Sequence[_Held]) -> Sequence[Execution]:
-        company = Company([one.lease for one in held])
-        load_image = self._image_loader(held[0].lease)
+        leases = [one.lease for one in held]
+        company = Company(leases)
+        load_image = self._image_loader(leases[0])
         requests = [record.request for record in records]
-        return self.engine.execute_together(requests, load_image, company.on_step, _onlookers(held))
+        for lease in leases:
+            lease.resume()
+        try:
+            return self.engine.execute_together(
+                requests, load_image, company.on_step, _onlookers(held)
+            )
+        finally:
+            for lease in leases:
+                lease.rest()
 
     def _one(self, one: _Held, execution: Execution | None) -> None:
         """The end of one job: computed alone where that was not done together; the wide event."""
         record = one.record
+        one.lease.resume()
         bound = {"job_id": record.id, "request_id": record.request_id, "attempt": record.attempt}
         with structlog.contextvars.bound_contextvars(**bound):
             event = _facts(record) | {"together": len(self._leases)}
             event |= self._attempt(one, execution)
+            one.lease.rest()  # until its neighbours are done too
             event["seconds"] = round(time.perf_counter() - one.start, 3)
             log.info("job.finished", **event)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -21,9 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.chaos import disturb, measure
+from bench.chaos import disturb, measure, promises
+from bench.chaos.webhooks import webhooks
 
-PARTS = ("disturb", "memory", "rate", "scaling", "batch")
+PARTS = (
+    *("disturb", "cancel", "idempotency", "stop", "events", "webhooks"),
+    *("memory", "rate", "scaling", "batch"),
+)
 
 
 def main() -> int:
@@ -37,8 +42,14 @@ def main() -> int:
     settings |= {"default_model": arguments.model, "lease_s": arguments.lease}
     if arguments.registry:
         settings["registry_dirs"] = ":".join(str(path) for path in arguments.registry)
+    command = shlex.split(arguments.worker)
     runs: dict[str, Callable[[Path], dict[str, Any]]] = {
         "disturb": lambda place: disturb.run(place, a_plan(arguments, settings, body)),
+        "cancel": lambda place: promises.cancel(place, settings, body, arguments.times, command),
+        "idempotency": lambda place: promises.idempotency(place, settings, body, arguments.pairs),
+        "stop": lambda place: promises.stop(place, settings, body, arguments.times // 4, command),
+        "events": lambda place: promises.events(place, settings, body, arguments.clients, command),
+        "webhooks": lambda place: webhooks(place, settings, body, arguments.times, command),
         "memory": lambda place: measure.memory(
             place, settings, body, arguments.jobs, arguments.settle
         ),
@@ -71,6 +82,7 @@ def a_plan(
         seeds=min(arguments.seeds, arguments.jobs),
         kill_every_s=arguments.kill_every,
         storage_away_s=arguments.storage_away,
+        worker_command=tuple(shlex.split(arguments.worker)),
         chance=arguments.chance,
         settings=settings,
         body=body,
@@ -84,6 +96,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all of them")
     parser.add_argument("--model", default="mannequin-64")
     parser.add_argument("--registry", type=Path, action="append", default=[])
+    parser.add_argument(
+        "--worker",
+        default="",
+        help="command of the worker; `python -m tests.worker.fakes` computes nothing",
+    )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=300, help="of disturb and memory")
     parser.add_argument("--workers", type=int, default=3, help="of disturb")
@@ -92,6 +109,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--storage-away", type=float, default=20.0, help="seconds")
     parser.add_argument("--lease", type=float, default=20.0, help="seconds")
     parser.add_argument("--chance", type=int, default=0, help="seed of what breaks when")
+    parser.add_argument("--times", type=int, default=20, help="of cancel, stop and webhooks")
+    parser.add_argument("--pairs", type=int, default=100, help="of idempotency")
+    parser.add_argument("--clients", type=int, default=12, help="of events")
     parser.add_argument("--settle", type=int, default=50, help="jobs before memory is compared")
     parser.add_argument("--rate", type=float, default=200.0, help="creations a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="of creations")

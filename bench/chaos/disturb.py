@@ -123,19 +123,30 @@ def run(directory: Path, plan: Plan) -> dict[str, Any]:
         wait_for_all(stack, quiet, 3600, stack.revive)
         expected = {seed: _hash(stack, job) for seed, job in enumerate(quiet)}
         start = time.monotonic()
-        disturber, over = Disturber(stack, plan), threading.Event()
+        disturber, over, ended = Disturber(stack, plan), threading.Event(), threading.Event()
+
+        def go_on() -> None:
+            if ended.is_set():
+                raise SystemExit("stopped")
 
         def use() -> list[str]:
             try:
-                jobs = [submit(client, bodies[n % plan.seeds]) for n in range(plan.jobs)]
-                wait_for_all(stack, jobs, 7200, lambda: None)
+                jobs = []
+                for number in range(plan.jobs):
+                    go_on()
+                    jobs.append(submit(client, bodies[number % plan.seeds]))
+                wait_for_all(stack, jobs, 7200, go_on)
                 return jobs
             finally:
                 over.set()
 
         with ThreadPoolExecutor(1) as pool:
             used = pool.submit(use)
-            disturber.run(over)
+            try:
+                disturber.run(over)
+            except BaseException:
+                ended.set()
+                raise
             accepted = used.result()
         seconds = time.monotonic() - start
         stack.wait_until_ready()

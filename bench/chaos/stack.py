@@ -165,14 +165,23 @@ def a_stack(
         stack.close()
 
 
-def patient(call: Callable[[], httpx.Response], timeout_s: float = START_S) -> httpx.Response:
-    """A client that comes back after 503 and broken connections, as the API asks for."""
+def patient(
+    call: Callable[[], httpx.Response], timeout_s: float = START_S, accept: Sequence[int] = ()
+) -> httpx.Response:
+    """A client that comes back after 503 and broken connections, as the API asks for.
+
+    Args:
+        call: sends the request.
+        timeout_s: how long to come back.
+        accept: error statuses to return; others are raised.
+    """
     end = time.monotonic() + timeout_s
     while True:
         try:
             response = call()
             if response.status_code != 503:
-                response.raise_for_status()
+                if response.status_code not in accept:
+                    response.raise_for_status()
                 return response
         except httpx.TransportError:
             if time.monotonic() > end:

@@ -35,7 +35,7 @@ _LINES: dict[str, Any] = {
 }
 
 
-def _batch_id(batch_id: Annotated[str, Path(description="`id` of a batch")]) -> str:
+async def _batch_id(batch_id: Annotated[str, Path(description="`id` of a batch")]) -> str:
     if not _BATCH_ID.fullmatch(batch_id):
         raise NotFound("no batch has this id; it is not even of the form of one")
     return batch_id

@@ -33,7 +33,9 @@ router = APIRouter(prefix="/v1/generations", tags=["generations"])
 _GENERATION_ID = re.compile(r"gen_[0-9a-f]{24}")
 
 
-def _generation_id(generation_id: Annotated[str, Path(description="`id` of a generation")]) -> str:
+async def _generation_id(
+    generation_id: Annotated[str, Path(description="`id` of a generation")],
+) -> str:
     if not _GENERATION_ID.fullmatch(generation_id):
         raise NotFound("no generation has this id; it is not even of the form of one")
     return generation_id
@@ -79,7 +81,7 @@ async def create(
     record = await _wait(made.record, wait_s, response, services)
     if record.state.terminal:
         response.status_code = 200
-    return await run_sync(_view, record, response, services)
+    return await _soon_viewed(record, response, services)
 
 
 @router.get(
@@ -118,7 +120,7 @@ async def get(
     record = await run_sync(services.records.get, generation_id, caller.owner)
     if not record.state.terminal:
         record = await _wait(record, wait_s, response, services)
-    return await run_sync(_view, record, response, services)
+    return await _soon_viewed(record, response, services)
 
 
 @router.get(
@@ -195,6 +197,15 @@ async def _wait(
         return await run_sync(services.records.get, record.id)
     except jobs_errors.QueueUnavailable:
         return record  # what was created is not undone by this
+
+
+async def _soon_viewed(
+    record: JobRecord, response: Response, services: Services
+) -> answers.GenerationView:
+    """`_view`; in a thread where URLs are to be signed, which takes its time."""
+    if record.result is None:
+        return _view(record, response, services)
+    return await run_sync(_view, record, response, services)
 
 
 def _view(record: JobRecord, response: Response, services: Services) -> answers.GenerationView:

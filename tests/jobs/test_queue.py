@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 
+import pytest
 import redis
+from pydantic import SecretStr
 
 from jobs.connection import connect
 from jobs.events import EventLog
-from jobs.queue import ENTRY_POINT, JobQueue, open_queue
+from jobs.queue import ENTRY_POINT, JobQueue, TicketWriter, open_queue
 from jobs.record import Failure, FailureCode, JobState, Progress, RecordStore
 from jobs.settings import CoreSettings
 from jobs.workers import WorkerBoard, WorkerStatus
@@ -39,6 +43,39 @@ def test_two_deployments_on_one_redis_do_not_meet(
     other.close()
 
 
+def test_tickets_are_written_in_order_and_none_is_lost_when_the_gateway_ends(
+    queue: JobQueue,
+) -> None:
+    tickets = TicketWriter(queue)
+    jobs = [f"gen_{number}" for number in range(40)]
+    for job in jobs:
+        tickets.put(job)
+    tickets.close()
+    assert list(queue.waiting()) == jobs
+    TicketWriter(queue).close()  # one that wrote nothing
+
+
+def test_tickets_go_on_after_an_outage(
+    queue: JobQueue, core_settings: CoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = SecretStr("redis://127.0.0.1:1/0")
+    away = JobQueue(core_settings.model_copy(update={"redis_url": nobody}))
+    tickets, tried = TicketWriter(queue), threading.Event()
+
+    def fail_once(job_ids: Sequence[str]) -> None:
+        monkeypatch.undo()
+        tried.set()
+        away.enqueue_ids(job_ids)
+
+    monkeypatch.setattr(queue, "enqueue_ids", fail_once)
+    tickets.put("gen_1")
+    assert tried.wait(20)
+    tickets.put("gen_2")
+    tickets.close()
+    away.close()
+    assert list(queue.waiting()) == ["gen_2"]
+
+
 def test_events_tell_the_whole_story_and_resume(
     records: RecordStore, client: redis.Redis, core_settings: CoreSettings
 ) -> None:
@@ -54,7 +91,7 @@ def test_events_tell_the_whole_story_and_resume(
     types = ["queued", "started", "requeued", "started", "progress", "failed"]
     assert [event.type for event in events] == types
     assert (lost, events[3].data) == (1, {"attempt": 2})
-    assert events[4].data == {"step": 1, "total_steps": 2, "stage": "sampling"}
+    assert events[4].data == {"step": 1, "total_steps": 2, "stage": "sampling", "distances": []}
     assert [event.terminal for event in events] == [False] * 5 + [True]
     assert log.read(job, after=events[3].id) == events[4:]
     assert log.read(job, after=events[-1].id, wait_s=0.05) == ()

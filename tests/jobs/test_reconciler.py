@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import redis
 
 from jobs import reconciler as module
-from jobs.keys import canceling_key, sweep_key
+from jobs.batches import BatchItem, BatchStore
+from jobs.keys import canceling_key, ended_batches_key, expiring_key, sweep_key
 from jobs.queue import JobQueue
 from jobs.reconciler import Reconciler, run_forever
-from jobs.record import JobNotFound, JobState, RecordStore
+from jobs.record import Failure, FailureCode, JobNotFound, JobState, RecordStore
 from jobs.settings import CoreSettings
 from jobs.store import ObjectStore
 from tests.jobs.samples import a_request, a_result, let_lease_expire
@@ -110,6 +112,82 @@ def test_a_canceled_job_s_objects_go_and_its_silent_worker_is_forgotten(
     assert list(store.list_keys(f"jobs/{job}/")) == []
 
 
+def test_what_is_due_is_cleaned_in_one_pass_however_much_it_is(
+    records: RecordStore,
+    reconciler: Reconciler,
+    store: ObjectStore,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_BATCH", 10)
+    monkeypatch.setattr(module, "CLEANING_S", 60.0)
+    jobs = [f"gen_{number:024x}" for number in range(25)]
+    for number, job in enumerate(jobs):
+        store.put_bytes(f"jobs/{job}/1/x", b"x")
+        client.zadd(expiring_key(core_settings), {job: 1 + number // 3})
+    reconciler.reconcile_once()
+    assert client.zcard(expiring_key(core_settings)) <= 4  # of the times where pages ended
+    reconciler.reconcile_once()
+    assert list(store.list_keys("jobs/")) == []
+
+
+def test_a_manifest_that_a_killed_reconciler_did_not_write_is_written_by_the_next(
+    records: RecordStore,
+    reconciler: Reconciler,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    batches = BatchStore(client, core_settings)
+    batch = batches.create([BatchItem(a_request())], "", "local").id
+    (job,) = records.take("w")
+    records.succeed(job.id, job.attempt, a_result(job.id, job.attempt))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put_bytes", die)
+        with pytest.raises(SystemExit):
+            reconciler.reconcile_once()
+    assert batches.get(batch).manifest_key is None
+    reconciler.reconcile_once()
+    key = batches.get(batch).manifest_key
+    assert key is not None
+    assert job.id in store.get_bytes(key).decode()
+    assert client.scard(ended_batches_key(core_settings)) == 0
+
+
+def test_a_manifest_of_what_was_tried_again_meanwhile_does_not_count(
+    records: RecordStore,
+    reconciler: Reconciler,
+    client: redis.Redis,
+    core_settings: CoreSettings,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = BatchStore(client, core_settings)
+    batch = batches.create([BatchItem(a_request())], "", "local").id
+
+    def fail() -> None:
+        (job,) = records.take("w")
+        records.fail(job.id, job.attempt, Failure(code=FailureCode.DIVERGED, message="no"))
+
+    def put(*arguments: object) -> None:
+        time.sleep(0.002)  # it ends at another time
+        batches.retry(batch, "")
+        fail()
+        monkeypatch.undo()
+
+    fail()
+    monkeypatch.setattr(store, "put_bytes", put)
+    reconciler.reconcile_once()
+    assert batches.get(batch).manifest_key is None
+    reconciler.reconcile_once()
+    assert batches.get(batch).manifest_key is not None
+
+
 def test_an_expired_record_leaves_nothing_behind(
     records: RecordStore,
     reconciler: Reconciler,
@@ -121,9 +199,12 @@ def test_an_expired_record_leaves_nothing_behind(
     attempt = records.start(job, "w")
     store.put_bytes(f"jobs/{job}/{attempt}/image-000.png", b"x")
     records.succeed(job, attempt, a_result(job, attempt))
+    longer = records.create(a_request()).id  # an older one that lives on holds nothing up
     client.delete(f"{core_settings.redis_prefix}:job:{job}")
+    client.zadd(expiring_key(core_settings), {job: 0})
     reconciler.reconcile_once()
-    assert records.list().records == ()
+    assert [record.id for record in records.list().records] == [longer]
+    assert client.zcard(expiring_key(core_settings)) == 0
     assert list(store.list_keys(f"jobs/{job}/")) == []
     assert records.counts()[JobState.SUCCEEDED] == 0
     with pytest.raises(JobNotFound):

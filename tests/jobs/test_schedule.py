@@ -93,6 +93,30 @@ def test_jobs_of_one_group_are_taken_together_as_far_as_there_is_room(
     assert all(records.get(job).state is JobState.RUNNING for job in same)
 
 
+def test_a_job_that_has_lost_a_worker_runs_alone_and_takes_nobody_down(
+    records: RecordStore, client: redis.Redis, core_settings: CoreSettings
+) -> None:
+    from tests.jobs.test_record import FAILURE
+
+    jobs = create(records, 3)
+    taken = [records.take("w", 16, 10**9)]
+    for record in taken[0]:
+        let_lease_expire(client, core_settings, record.id)
+        assert records.expire_lease(record.id, FAILURE) is JobState.QUEUED
+    fresh = create(records, 2)
+    while found := records.take("w", 16, 10**9):
+        taken.append(found)
+    ids = [[record.id for record in batch] for batch in taken]
+    assert ids == [jobs, *([job] for job in jobs), fresh]
+
+
+def test_a_job_that_was_given_back_still_runs_with_others(records: RecordStore) -> None:
+    jobs = create(records, 2)
+    for record in records.take("w", 16, 10**9):
+        records.release(record.id, record.attempt)
+    assert [record.id for record in records.take("w", 16, 10**9)] == jobs
+
+
 def test_a_group_is_what_can_share_a_sampler_batch() -> None:
     control = {"head": "tiny/pose", "weight": 0.5, "span": (0, 0.5)}
     pose = {"people": (), "aspect_ratio": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 
 import httpx
 import pytest
@@ -76,8 +77,10 @@ def test_create_answers_202_with_location_and_the_effective_request(
     }
     record = records.get(generation["id"])
     assert record.request_id == response.headers["x-request-id"]
-    queue = JobQueue(settings)
-    assert generation["id"] in queue.waiting()
+    queue, deadline = JobQueue(settings), time.monotonic() + 20
+    while generation["id"] not in queue.waiting():  # written by a thread of its own
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     queue.close()
 
 

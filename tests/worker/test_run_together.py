@@ -130,6 +130,49 @@ def test_what_does_not_fit_into_memory_is_halved_and_the_next_batch_is_smaller(
     assert engine.batches[-1] == 2
 
 
+def test_who_waits_for_neighbours_is_neither_late_nor_taken_for_hanging(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(requests: Sequence[GenerationRequest]) -> None:
+        if len(requests) > 1:
+            raise ArithmeticError("one of them diverged")
+
+    class Slow(Fussy):
+        def execute_together(
+            self, requests: Any, load_image: Any, on_step: Any, *rest: Any
+        ) -> list[Any]:
+            on_step(0, 10)
+            return super().execute_together(requests, load_image, on_step, *rest)
+
+    hangs: list[int] = []
+    monkeypatch.setattr("os._exit", hangs.append)
+    limits = {"job_deadline_s": 2.0, "hang_grace_s": 0.1, "stall_s": 2.0, "lease_s": 0.4}
+    settings = stack.settings.model_copy(update=limits)
+    jobs, engine = create(stack, 8), Slow(refuse, step_s=0.03)
+    Runner(settings, "w", stack.records, stack.store, engine, stack.queue).run(jobs[0])
+    assert states(stack, jobs) == ["succeeded"] * 8  # 0.3 s each, more than 2 s in all
+    assert hangs == []
+
+
+def test_jobs_that_are_late_together_get_their_time_alone(stack: Stack) -> None:
+    class Slow(FakeEngine):
+        def execute_together(
+            self, requests: Any, load_image: Any, on_step: Any, *_: Any
+        ) -> list[Any]:
+            self.batches.append(len(requests))
+            self.step_s = 0.1
+            try:
+                return [self.execute(one, load_image, on_step) for one in requests]
+            finally:
+                self.step_s = 0.0
+
+    settings = stack.settings.model_copy(update={"job_deadline_s": 1.5})
+    jobs, engine = create(stack, 2), Slow()
+    Runner(settings, "w", stack.records, stack.store, engine, stack.queue).run(jobs[0])
+    assert engine.batches == [2]
+    assert states(stack, jobs) == ["succeeded"] * 2
+
+
 def test_a_lost_device_leaves_all_of_them_to_another_worker(stack: Stack) -> None:
     def refuse(requests: Sequence[GenerationRequest]) -> None:
         raise DeviceLost("CUDA error: unspecified launch failure")
