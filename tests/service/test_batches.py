@@ -120,7 +120,7 @@ def test_a_batch_from_creation_to_its_manifest(
 def test_every_wrong_item_is_named_and_none_runs(client: httpx.Client, own: Any) -> None:
     wrong = items(60)
     wrong[3] |= {"height": 33}
-    wrong[7] |= {"strength": 1}
+    wrong[7] |= {"thoroughness": 1}
     wrong[20] |= {"prompt": 5}
     wrong[41]["custom_id"] = "c40"
     wrong[50] |= {"controls": [{"type": "spatial", "head": "nothing", "keypoints": KEYPOINTS}]}
@@ -133,7 +133,7 @@ def test_every_wrong_item_is_named_and_none_runs(client: httpx.Client, own: Any)
     named = pointers(found)
     for pointer in (
         "#/items/3/height",
-        "#/items/7/strength",
+        "#/items/7/thoroughness",
         "#/items/20/prompt",
         "#/items/41/custom_id",
         "#/items/50/controls/0/head",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,9 +143,9 @@ def test_a_heads_readouts_come_from_passes_that_are_made_anyway(
     rows: list[int] = []
     denoise = tiny.model.denoise
 
-    def counting(latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def counting(latents: Tensor, *rest: Any) -> Tensor:
         rows.append(len(latents))
-        return denoise(latents, timestep, conditioning)
+        return denoise(latents, *rest)
 
     monkeypatch.setattr(tiny.model, "denoise", counting)
     item = SampleItem("a", targets=(tiny.target(),))
@@ -259,7 +260,11 @@ class GaussianModel:
         yield []
 
     def denoise(
-        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, residuals: None
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        residuals: None = None,
     ) -> Tensor:
         alpha = self.scheduler.alphas_cumprod[int(timestep)]
         variance = alpha * self.std**2 + 1 - alpha
