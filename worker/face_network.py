@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from heads_registry.manifest import BUILTIN_DIR
 
 WEIGHTS: Path = BUILTIN_DIR / "faces" / "mannequin.safetensors"
+SHA256 = "0d91412b637031b87794b899f1a9203dc0bc8305046684b1decccde3d3b3511a"
+"""Of the weights that ship; whoever trains them again writes theirs here."""
 CELL_PX = 4
 """Of a 64 px picture; the map has a cell for each, and a cell says at most one face."""
 

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from heads_registry.loading import sha256_of
 from jobs.controls import Box
-from worker.face_network import CELL_PX, WEIGHTS, FaceNetwork
+from worker.face_network import CELL_PX, SHA256, WEIGHTS, FaceNetwork
 
 
 class NoFaceFound(Exception):
@@ -51,7 +52,13 @@ class MannequinFaces:
 
     @classmethod
     def load(cls, weights: Path | None = None) -> MannequinFaces:
-        """With the weights that ship, or others."""
+        """With the weights that ship, or others.
+
+        Raises:
+            NoFaceDetector: the weights that ship are missing, or are not those.
+        """
+        if weights is None and not (WEIGHTS.is_file() and sha256_of(WEIGHTS) == SHA256):
+            raise NoFaceDetector(f"{WEIGHTS} is missing or not the file that ships: install again")
         network = FaceNetwork()
         network.load_state_dict(load_file(weights or WEIGHTS))
         return cls(network)

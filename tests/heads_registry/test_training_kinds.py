@@ -201,6 +201,7 @@ def test_poses_may_come_as_key_points_alone(tmp_path: Path) -> None:
     metadata.write_text("\n".join(json.dumps(row | {"labels": {}}) for row in rows))
     again = load_labelled_images(folder, ["pose"], 64, 64).labels["pose"]
     assert (again.float() - drawn.float()).abs().mean() < 0.1, "key points have two decimals"
+    assert (drawn.flatten(1).amax(dim=1) > 150).all(), "a skeleton in every picture"
     assert drawn.float().mean() > 4
     rows[3]["keypoints"] = [[1, 2]]
     metadata.write_text("\n".join(json.dumps(row | {"labels": {}}) for row in rows))

@@ -99,7 +99,7 @@ def test_storage_down_is_said_quickly_and_survived(tmp_path: Path) -> None:
     for call in (lambda: store.put_bytes(KEY, b"y"), lambda: store.get_bytes(KEY), store.ping):
         with pytest.raises(StorageUnavailable, match="does not answer"):
             call()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 10
     with running_s3(tmp_path, s3.server.port):
         assert store.get_bytes(KEY) == b"x"
     store.close()

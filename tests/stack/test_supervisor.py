@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_is_immediate(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert "waiting for child" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(5) == 0
     assert not is_running(pid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from jobs.record import FailureCode
 from jobs.request import IdentityControl
 from tests.worker.test_references import appearance, forwards, request, run
 from worker.engine import TorchEngine
+from worker.face_network import SHA256, WEIGHTS
 from worker.faces import (
     FaceDetector,
+    MannequinFaces,
     NoFaceDetector,
     NoFaceFound,
     YuNetFaces,
@@ -161,3 +164,14 @@ def test_the_demo_world_s_detector_finds_faces_of_held_out_renders() -> None:
     found = measure(MannequinFaces.load(), pictures, [face_boxes(seed) for seed in seeds])
     assert found["found_at_iou_0.5"] >= 0.4  # 0.64 of 120 pictures, see docs/tasks.md
     assert found["false_faces"] <= 15
+
+
+def test_the_shipped_weights_are_those_that_were_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == SHA256
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(WEIGHTS.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr("worker.faces.WEIGHTS", other)
+    with pytest.raises(NoFaceDetector, match="not the file that ships"):
+        MannequinFaces.load()

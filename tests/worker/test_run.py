@@ -166,7 +166,7 @@ def test_the_deadline_is_checked_at_every_step(stack: Stack) -> None:
     job = stack.records.create(a_request(num_inference_steps=1000)).id
     start = time.monotonic()
     a_runner(stack, FakeEngine(step_s=0.01), job_deadline_s=0.2).run(job)
-    assert time.monotonic() - start < 10  # what its steps alone would take
+    assert time.monotonic() - start < 5
     failure = stack.records.get(job).failure
     assert failure is not None
     assert failure.code is FailureCode.TIMED_OUT
