@@ -88,38 +88,34 @@ test-computing: setup
 results: setup  ## Measure everything again and write docs/results.md (hours on two cores)
 	@$(PY) -m evaluation.results
 
-demo-model: setup  ## Train the demo model, its heads and the judge again (hours on two cores)
+demo-model: setup  ## Train the demo model on, then its heads and the judges again (hours on two cores)
+	@mkdir -p runs && [ -e runs/mannequin-64-start ] || \
+		cp -R $(BUILTIN)/models/mannequin-64 runs/mannequin-64-start
 	@$(PY) -m world.dataset packed data/packed/train64 --range train --count 100000 --size 64
 	@$(PY) -m demo_model.train all --config demo_model/configs/mannequin-64.yaml \
 		--run runs/mannequin-64
-	@rm -rf $(BUILTIN)/models/mannequin-64
-	@cp -R runs/mannequin-64/export $(BUILTIN)/models/mannequin-64
+	@$(PY) -m demo_model.export runs/mannequin-64/export $(BUILTIN)/models/mannequin-64.yaml
 	@$(MAKE) demo-heads
 	@$(PY) -m evaluation.train_judge
 	@$(PY) -m evaluation.train_attributes people
 	@$(PY) -m evaluation.train_attributes faces
 
-demo-heads: setup  ## Train the demo model's six heads again (hours on two cores)
-	@$(PY) -m world.dataset folder data/heads64 --range train --count 6000 --size 64 \
-		--labels depth edge
-	@$(PY) -m world.dataset folder data/pose64 --range train --count 9000 --behind 0.3 --size 64 \
-		--labels pose
+demo-heads: setup  ## Train the demo model's six heads again (an hour on two cores)
+	@$(PY) -m world.dataset folder data/heads64 --range train --count 9000 --behind 0.3 --size 64 \
+		--labels pose depth edge
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
 		--size 64
 	@$(PY) -m world.dataset folder data/shots64 --range train --count 800 --frames 4 --size 64
-	@$(PY) -m world.dataset faces data/faces64 --range train --count 500 --people 2 --shots 4 \
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 1500 --people 2 --shots 4 \
 		--size 64
-	@for head in $(HEADS); do \
-		case $$head in \
-			pose) data=data/pose64 ;; \
-			correspondence) data=data/videos64 ;; \
-			appearance) data=data/shots64 ;; \
-			identity) data=data/faces64 ;; \
-			*) data=data/heads64 ;; \
-		esac; \
-		$(VENV)/bin/readout train head heads_registry/training/recipes/mannequin-$$head.yaml \
-			--data $$data --run runs/head-$$head --out $(BUILTIN); \
-	done
+	@$(TRAIN) $(foreach head,pose depth edge,$(RECIPE)-$(head).yaml) --data data/heads64 \
+		--run runs/heads-spatial
+	@$(TRAIN) $(RECIPE)-correspondence.yaml --data data/videos64 --run runs/head-correspondence
+	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/shots64 --run runs/head-appearance
+	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity
+
+TRAIN := $(VENV)/bin/readout train head --out heads_registry/builtin
+RECIPE := heads_registry/training/recipes/mannequin
 
 demo-adapters: setup  ## Train the demo model's ControlNet and T2I-Adapter again (16 core-minutes)
 	@$(PY) -m demo_model.adapters all --config demo_model/configs/mannequin-64-adapters.yaml \
@@ -127,7 +123,6 @@ demo-adapters: setup  ## Train the demo model's ControlNet and T2I-Adapter again
 	@rm -rf $(BUILTIN)/adapters
 	@cp -R runs/adapters/final/adapters $(BUILTIN)/adapters
 
-HEADS := pose depth edge correspondence appearance identity
 BUILTIN := heads_registry/builtin
 
 openapi: setup  ## Write openapi.yaml from the application

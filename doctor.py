@@ -286,7 +286,7 @@ def _device() -> Findings:
         return
     import torch
 
-    from worker.device import resolve_device, resolve_dtype
+    from heads_registry.device import resolve_device, resolve_dtype
     from worker.settings import WorkerSettings
 
     settings = WorkerSettings()

@@ -18,11 +18,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from heads_registry.base_model import BaseModel
+from heads_registry.device import resolve_device, resolve_dtype
 from heads_registry.features import decoder_taps
 from heads_registry.networks import ReadoutHead
 from tests.tiny import tiny_pipeline
 from worker.guidance import ReadoutTarget
-from worker.models import resolve_device, resolve_dtype
 from worker.objectives import spatial_distance
 from worker.sampler import SampleItem, SamplingPlan, sample
 

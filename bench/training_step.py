@@ -19,12 +19,12 @@ import torch
 
 from bench.full_size import sd15
 from heads_registry.base_model import BaseModel
+from heads_registry.device import resolve_device, resolve_dtype
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.training.data import LabelledImages
 from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.recipe import HeadRecipe
 from heads_registry.training.tasks import SpatialTask
-from worker.models import resolve_device, resolve_dtype
 
 RECIPES = Path("heads_registry/training/recipes")
 

@@ -115,9 +115,9 @@ def acceptance(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 100,
 ) -> None:
     """Draw examples with a real model and its heads; say whether guidance comes closer."""
+    from heads_registry.device import resolve_device, resolve_dtype
     from heads_registry.manifest import RegistryError
     from worker.acceptance import accept
-    from worker.device import resolve_device, resolve_dtype
 
     device = resolve_device("auto")
     dtype = resolve_dtype("auto", device)

@@ -36,7 +36,7 @@ def train_head(
         str, typer.Option(help="Of the frozen model: auto, float32, bfloat16, float16.")
     ] = "auto",
     mixed_precision: Annotated[
-        bool | None, typer.Option(help="Heads in bfloat16 where safe; default: on a GPU.")
+        bool | None, typer.Option(help="Heads in bfloat16 where safe; default: as the model.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Event files under the run.")] = False,
 ) -> None:

@@ -1,8 +1,9 @@
 """`python -m demo`, or `make demo`: what the service does, shown end to end in a few minutes.
 
 Starts the stack, asks for pictures that follow poses, depth maps and edges of scenes that nothing
-was trained on, each once with its control and once without, and leaves in out/demo/ a contact
-sheet, all pictures and report.json.
+was trained on, each once with its control and once without; then for one case of every task (drag,
+appearance, identity, a ControlNet beside a head). Leaves in out/demo/ two contact sheets, all
+pictures and report.json.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from client import ClientError, ReadoutClient
 from demo.controls import SIGNALS, Control, make_controls
 from demo.sheet import SheetRow, contact_sheet
 from demo.stack import StackFailed, running_stack
+from demo.tasks import COLUMNS as TASK_COLUMNS
+from demo.tasks import Case, make_cases
 
 GENERATION_TIMEOUT_S = 1200.0
 
@@ -41,6 +44,7 @@ class Options:
     model: str | None
     signals: tuple[str, ...]
     steps: int | None
+    tasks: bool
     measures: bool
 
 
@@ -83,6 +87,9 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--signals", default=",".join(SIGNALS), help="of pose, depth and edge")
     parser.add_argument("--steps", type=int, default=None, help="default: the model's")
     parser.add_argument(
+        "--tasks", action=argparse.BooleanOptionalAction, default=True, help="a row of every task"
+    )
+    parser.add_argument(
         "--measures", action=argparse.BooleanOptionalAction, default=True, help="ask the judges"
     )
     given = vars(parser.parse_args(arguments))
@@ -107,6 +114,10 @@ def run(options: Options, console: Console) -> None:
         console.print(f"{url} is ready; {len(controls)} controls, model {model['name']}")
         pairs = _generate(client, controls, options, model["name"], console)
         report = _save(client, pairs, options)
+        if options.tasks:
+            report["tasks"] = _tasks(
+                client, make_cases(client, model, options.seed), options, model
+            )
         versions = client.download(pairs[0].guided["result"]["manifest_url"])
     shutil.rmtree(options.out / "stack")
     report["manifest_of_first"] = json.loads(versions)
@@ -114,9 +125,10 @@ def run(options: Options, console: Console) -> None:
         report["measures"] = _measures(report["rows"], options.out, console)
     report["seconds"] = {"stack_start": started_s, "all": time.monotonic() - start}
     (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    sheet = options.out / "contact-sheet.png"
     console.print(f"done in {report['seconds']['all']:.0f} s; look at", soft_wrap=True)
-    console.print(f"  [bold]{sheet}[/]\n  {options.out / 'report.json'}", soft_wrap=True)
+    for sheet in sorted(options.out.glob("*.png")):
+        console.print(f"  [bold]{sheet}[/]", soft_wrap=True)
+    console.print(f"  {options.out / 'report.json'}", soft_wrap=True)
 
 
 def _model(client: ReadoutClient, name: str | None) -> dict[str, Any]:
@@ -201,6 +213,32 @@ def _save(client: ReadoutClient, pairs: Sequence[Pair], options: Options) -> dic
     title = f"Readout Guidance, first picture of every control (make demo SEED={options.seed})"
     contact_sheet(sheet_rows, title).save(options.out / "contact-sheet.png", optimize=True)
     return {"seed": options.seed, "rows": rows}
+
+
+def _tasks(
+    client: ReadoutClient, cases: Sequence[Case], options: Options, model: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Generate every case's columns and store them with their sheet; the report's rows."""
+    common = {"model": model["name"], "num_inference_steps": options.steps}
+    created = [[client.create(common | request) for request in case.requests] for case in cases]
+    rows, sheet_rows = [], []
+    for index, (case, generations) in enumerate(zip(cases, created, strict=True)):
+        directory = Path("images") / f"task-{index}-{case.task.lower()}"
+        (options.out / directory).mkdir(parents=True)
+        case.given.save(options.out / directory / "given.png")
+        done = [client.wait(one["id"], timeout_s=GENERATION_TIMEOUT_S) for one in generations]
+        drawn = [
+            _download(client, one, options.out, directory / f"{number}")
+            for number, one in enumerate(done)
+        ]
+        rows.append({"task": case.task, "prompt": case.prompt, "generations": drawn})
+        pictures = [_load(options.out / image["path"]) for one in drawn for image in one["images"]]
+        sheet_rows.append(SheetRow(case.task, case.prompt, case.note, (case.given, *pictures)))
+    if sheet_rows:
+        title = f"Tasks, at three weights each (make demo SEED={options.seed})"
+        sheet = contact_sheet(sheet_rows, title, TASK_COLUMNS)
+        sheet.save(options.out / "tasks.png", optimize=True)
+    return rows
 
 
 def _download(

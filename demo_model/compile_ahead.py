@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
 
 from demo_model.config import RunConfig, load_config
 from demo_model.devices import choose_device, raise_priority
 from demo_model.networks import build_unet
 
-Forward = Callable[..., tuple[Tensor]]
+
+def compiled(network: nn.Module, config: RunConfig) -> nn.Module:
+    """A network compiled for one batch size where the configuration asks for it."""
+    if not config.compile:
+        return network
+    double_by_copies(network)
+    compiled_network: nn.Module = torch.compile(network, dynamic=False)
+    return compiled_network
 
 
-def compiled(forward: Forward, config: RunConfig) -> Forward:
-    """A network's forward, compiled for one batch size where the configuration asks for it."""
-    return torch.compile(forward, dynamic=False) if config.compile else forward
+def double_by_copies(network: nn.Module) -> None:
+    """Makes all nearest upsampling of a network copies of pixels; what it computes is the same.
+
+    torch 2.13 compiles `interpolate` between bfloat16 convolutions on a CPU such that no gradient
+    passes.
+    """
+    for module in network.modules():
+        if isinstance(module, Upsample2D):
+            module.interpolate = False
+            module.register_forward_pre_hook(_double)
+
+
+def _double(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    hidden, *rest = inputs
+    count, channels, height, width = hidden.shape
+    copies = hidden[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return (copies.reshape(count, channels, 2 * height, 2 * width), *rest)
 
 
 def main() -> None:

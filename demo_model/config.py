@@ -48,8 +48,6 @@ class VaeConfig(Strict):
     """AutoencoderKL; the downsampling factor is 2 ** (levels - 1)."""
 
     plan: PlanConfig
-    decoder_plan: PlanConfig | None = None
-    """Of training the decoder on, with the encoder frozen; none: the autoencoder's own plan."""
     channels: tuple[int, ...]
     layers_per_block: int = 1
     norm_num_groups: int = 8
@@ -57,6 +55,8 @@ class VaeConfig(Strict):
     l2_weight: float = 2.0
     gradient_weight: float = 0.7
     kl_weight: float = 1e-4
+    head_weight: float = Field(8.0, ge=0)
+    """How much more the pixels of heads count: at 64 pixels a face is 1 % of the picture."""
 
 
 class TextConfig(Strict):
@@ -81,6 +81,8 @@ class UnetConfig(Strict):
     norm_num_groups: int = 16
     text_learning_rate_factor: float = 0.3
     min_snr_gamma: float = 5.0
+    head_weight: float = Field(4.0, ge=0)
+    """How much more the latents of heads count."""
     empty_caption_probability: float = 0.1
     without_pose_probability: float = 0.2
     """How often a caption without words of the pose is shown."""
@@ -91,11 +93,13 @@ class RunConfig(Strict):
     """One demo base model from renders to weights."""
 
     image_size: int
+    start: Path | None = None
+    """A folder that `export` wrote: its networks, of these widths, are trained on."""
     seed: int = 0
     threads: int = Field(2, ge=1)
     processes: int = Field(1, ge=1)
-    """Processes that train the U-Net on parts of each batch; on shared cores two of one thread are
-    much faster than one of two threads."""
+    """Processes that train autoencoder and U-Net on parts of each batch; on shared cores two of
+    one thread are much faster than one of two threads."""
     compile: bool = False
     """torch.compile of the U-Net: about 1.5 times as fast on CPU, minutes to compile."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -108,15 +112,14 @@ class RunConfig(Strict):
         """The same run with another wall-clock plan of one stage.
 
         Args:
-            stage: "vae", "text", "decoder" or "unet".
+            stage: "vae", "text" or "unet".
         """
-        name, field = ("vae", "decoder_plan") if stage == "decoder" else (stage, "plan")
-        part = getattr(self, name, None)
-        plan = getattr(part, field, None)
+        part = getattr(self, stage, None)
+        plan = getattr(part, "plan", None)
         if not isinstance(part, Strict) or not isinstance(plan, PlanConfig):
             raise ValueError(f"{stage} has no plan")
         plan = plan.model_copy(update={"minutes": minutes})
-        return self.model_copy(update={name: part.model_copy(update={field: plan})})
+        return self.model_copy(update={stage: part.model_copy(update={"plan": plan})})
 
     @property
     def latent_size(self) -> int:

@@ -36,6 +36,12 @@ def open_images(config: RunConfig) -> np.ndarray:
     return packed.images[: config.data.latent_count]
 
 
+def open_keypoints(config: RunConfig) -> np.ndarray:
+    """(count, people, 18, 3) float32: x and y in pixels of the people in those images."""
+    packed = open_packed(config.data.folder, with_rows=False)
+    return packed.keypoints[: config.data.latent_count]
+
+
 class EpochOrder:
     """A new random order of `count` items every epoch, as a pure function of the position: a run
     that resumes at a position sees the items that an uninterrupted one would."""

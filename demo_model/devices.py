@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from demo_model.config import AdaptersConfig, RunConfig
+from heads_registry.device import resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,18 @@ class Device:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def cpu_has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
-    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capability.get("amx_bf16") or capability.get("avx512_bf16"))
-
-
 def choose_device(config: RunConfig | AdaptersConfig) -> Device:
     """CUDA where there is one; bfloat16 where the hardware has it; also sets threads."""
     torch.set_num_threads(config.threads)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    if cuda:
+    device = resolve_device("auto")
+    if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    fast = cuda or cpu_has_fast_bfloat16()
-    bfloat16 = fast if config.precision == "auto" else config.precision == "bfloat16"
-    return Device(device, torch.bfloat16 if bfloat16 else torch.float32)
+    dtype = resolve_dtype(config.precision, device)
+    if dtype == torch.float16:  # would need scaled losses
+        dtype = torch.float32
+    return Device(device, dtype)
 
 
 def raise_priority(by: int = 10) -> None:

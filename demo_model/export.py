@@ -1,10 +1,16 @@
-"""Writes the model as a StableDiffusionPipeline folder of fp16 safetensors; knows no training."""
+"""Writes the model as a StableDiffusionPipeline folder of fp16 safetensors; knows no training.
+
+`python -m demo_model.export FOLDER MANIFEST` installs such a folder as the model of a manifest.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -63,3 +69,33 @@ def _load_as_float32(path: Path) -> None:
     config = json.loads(path.read_text())
     config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def install_pipeline(folder: Path, manifest: Path) -> None:
+    """Copies an exported pipeline beside a manifest, into the folder of its name, and writes its
+    weights' hashes into the manifest, where everything else stays as it is."""
+    installed = manifest.with_suffix("")
+    shutil.rmtree(installed, ignore_errors=True)
+    shutil.copytree(folder, installed)
+    text = manifest.read_text()
+
+    def hashed(line: re.Match[str]) -> str:
+        weights = installed / line["path"]
+        return f"{line['start']}{hashlib.sha256(weights.read_bytes()).hexdigest()}"
+
+    manifest.write_text(
+        re.sub(r"(?m)^(?P<start> +(?P<path>\S+\.safetensors): )[0-9a-f]{64}$", hashed, text)
+    )
+
+
+def main() -> None:
+    """Installs an exported pipeline."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("manifest", type=Path)
+    options = parser.parse_args()
+    install_pipeline(options.folder, options.manifest)
+
+
+if __name__ == "__main__":
+    main()

@@ -64,8 +64,11 @@ def build_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, words: Sequence[str], folder: Path) -> None:
-    """save_pretrained, plus the vocab.json and merges.txt that older transformers read."""
-    tokenizer.save_pretrained(folder)
+    """save_pretrained, plus the vocab.json and merges.txt that older transformers read.
+
+    A new tokenizer is written: one that has been used would be saved with its last padding.
+    """
+    build_tokenizer(words, tokenizer.model_max_length).save_pretrained(folder)
     vocabulary, merges = vocabulary_and_merges(words)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]

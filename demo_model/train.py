@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_model.config import RunConfig, load_config
-from demo_model.data import Renders, load_renders, open_images
+from demo_model.data import Renders, load_renders, open_images, open_keypoints
 from demo_model.devices import Device, choose_device, raise_priority
 from demo_model.export import export_pipeline
 from demo_model.loop import Loop, Stopped
@@ -21,19 +22,31 @@ from demo_model.parallel import Group, run_in_group
 from demo_model.text import TextStage, tokenize_captions
 from demo_model.tokenizer import build_tokenizer
 from demo_model.unet import Parts, UnetStage
-from demo_model.vae import DecoderStage, VaeStage, build_vae, encode_latents, scaling_factor
+from demo_model.vae import VaeStage, build_vae, encode_latents, scaling_factor
 from world.captions import VOCABULARY
 
-COMMANDS = ("vae", "text", "latents", "decoder", "unet", "export", "all")
+COMMANDS = ("vae", "text", "latents", "unet", "export", "all")
 
 
-def train_vae(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
-    """Trains the autoencoder; returns at once where it is done."""
-    Loop(VaeStage(config, renders, device), folder, config.seed).run()
+def train_vae(config: RunConfig, folder: Path) -> None:
+    """Trains the autoencoder in `config.processes` processes; returns at once where it is done.
+
+    Raises:
+        Stopped: a signal asked to stop; the checkpoint is written.
+    """
+    load_renders(config)  # renders what is missing, once
+    _train_in_group("vae", config, folder)
+
+
+def _vae_loop(group: Group, config: RunConfig, folder: Path) -> Loop:
+    stage = VaeStage(config, load_renders(config), choose_device(config), group)
+    return Loop(stage, folder, config.seed, group)
 
 
 def train_text(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
-    """Pre-trains the text encoder; returns at once where it is done."""
+    """Pre-trains the text encoder; returns at once where it is done or the run has a start."""
+    if config.start is not None:
+        return
     tokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
     Loop(TextStage(config, renders, device, tokenizer), folder, config.seed).run()
 
@@ -55,13 +68,6 @@ def cache_latents(config: RunConfig, renders: Renders, device: Device, folder: P
         run_in_group(config.processes, _encode, config, folder)
 
 
-def train_decoder(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
-    """Trains the autoencoder's decoder on, its encoder frozen; returns at once where it is done."""
-    latents = np.load(folder / "latents.npy", mmap_mode="r")
-    stage = DecoderStage(config, renders, device, latents, _trained(folder, "vae"))
-    Loop(stage, folder, config.seed).run()
-
-
 def _trained(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     path = folder / f"{stage}.pt"
     if not path.exists():
@@ -71,18 +77,22 @@ def _trained(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 def load_parts(config: RunConfig, device: Device, folder: Path, latents: np.ndarray) -> Parts:
-    """The trained autoencoder (with its scaling factor) and text encoder, and a new U-Net."""
+    """The trained autoencoder (with its scaling factor) and text encoder, and a U-Net to train."""
     torch.manual_seed(config.seed)
     tokenizer: CLIPTokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
     text_encoder: CLIPTextModel = build_text_encoder(config, tokenizer)
-    text_encoder.load_state_dict(_trained(folder, "text"))
     vae = build_vae(config)
-    trained_on = (folder / "decoder.pt").exists()
-    vae.load_state_dict(_trained(folder, "decoder" if trained_on else "vae"))
+    vae.load_state_dict(_trained(folder, "vae"))
     factor = scaling_factor(latents, config.vae.latent_channels)
     vae.register_to_config(scaling_factor=factor)
     vae.eval().requires_grad_(False)
     unet = build_unet(config)
+    if config.start is None:
+        text_encoder.load_state_dict(_trained(folder, "text"))
+    else:
+        start = StableDiffusionPipeline.from_pretrained(config.start)
+        text_encoder.load_state_dict(start.text_encoder.state_dict())
+        unet.load_state_dict(start.unet.state_dict())
     text_encoder, unet, vae = (part.to(device.device) for part in (text_encoder, unet, vae))
     return Parts(tokenizer, text_encoder, unet, vae)
 
@@ -98,16 +108,25 @@ def build_unet_loop(group: Group, config: RunConfig, folder: Path) -> Loop:
         where = folder / "export"
         export_pipeline(where, parts.vae, parts.text_encoder, parts.tokenizer, parts.unet)
 
-    stage = UnetStage(config, parts, latents, captions, device, group, export)
+    heads = open_keypoints(config)
+    stage = UnetStage(config, parts, latents, captions, heads, device, group, export)
     return Loop(stage, folder, config.seed, group)
 
 
-def _unet_process(group: Group, config: RunConfig, folder: Path) -> None:
+def _train(group: Group, stage: str, config: RunConfig, folder: Path) -> None:
+    build = {"vae": _vae_loop, "unet": build_unet_loop}[stage]
     try:
-        build_unet_loop(group, config, folder).run()
+        build(group, config, folder).run()
     except Stopped:
         if group.leads:
             (folder / "stopped").touch()
+
+
+def _train_in_group(stage: str, config: RunConfig, folder: Path) -> None:
+    (folder / "stopped").unlink(missing_ok=True)
+    run_in_group(config.processes, _train, stage, config, folder)
+    if (folder / "stopped").exists():
+        raise Stopped(stage)
 
 
 def train_unet(config: RunConfig, folder: Path) -> None:
@@ -116,10 +135,7 @@ def train_unet(config: RunConfig, folder: Path) -> None:
     Raises:
         Stopped: a signal asked to stop; the checkpoint is written.
     """
-    (folder / "stopped").unlink(missing_ok=True)
-    run_in_group(config.processes, _unet_process, config, folder)
-    if (folder / "stopped").exists():
-        raise Stopped("unet")
+    _train_in_group("unet", config, folder)
 
 
 def export_now(config: RunConfig, folder: Path) -> None:
@@ -155,18 +171,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_stage(name: str, config: RunConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if name == "unet":
-        train_unet(config, folder)
-    elif name == "export":
-        export_now(config, folder)
+    alone: dict[str, Callable[[RunConfig, Path], None]] = {
+        "vae": train_vae,
+        "unet": train_unet,
+        "export": export_now,
+    }
+    if name in alone:
+        alone[name](config, folder)
     else:
-        stages: dict[str, Callable[[RunConfig, Renders, Device, Path], None]] = {
-            "vae": train_vae,
-            "text": train_text,
-            "latents": cache_latents,
-            "decoder": train_decoder,
-        }
-        stages[name](config, load_renders(config), choose_device(config), folder)
+        stage = {"text": train_text, "latents": cache_latents}[name]
+        stage(config, load_renders(config), choose_device(config), folder)
 
 
 if __name__ == "__main__":

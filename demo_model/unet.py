@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -17,6 +18,7 @@ from demo_model.compile_ahead import compiled
 from demo_model.config import RunConfig
 from demo_model.data import EpochOrder, images_as_bytes
 from demo_model.devices import Device
+from demo_model.heads import head_weights
 from demo_model.networks import build_scheduler
 from demo_model.parallel import FlatGradients, Group
 from demo_model.sampling import sample_latents
@@ -70,6 +72,7 @@ class UnetStage:
     Args:
         latents: (count, 8, h, w) float16, posterior means and standard deviations, unscaled.
         captions: (count, 6, length) token ids, the last two without words of the pose.
+        keypoints: (count, people, 18, 3), x and y in pixels.
         export: writes the pipeline of the networks as they are; called with the averages in place.
     """
 
@@ -81,14 +84,15 @@ class UnetStage:
         parts: Parts,
         latents: np.ndarray,
         captions: np.ndarray,
+        keypoints: np.ndarray,
         device: Device,
         group: Group,
         export: Callable[[], None],
     ) -> None:
         self.config, self.plan, self.parts = config.unet, config.unet.plan, parts
-        self.latents, self.captions = latents, captions
+        self.latents, self.captions, self.keypoints = latents, captions, keypoints
         self.device, self.group, self.export = device, group, export
-        self.latent_channels = config.vae.latent_channels
+        self.latent_channels, self.image_size = config.vae.latent_channels, config.image_size
         self.order = EpochOrder(len(latents), config.seed)
         self.generator = torch.Generator()
         unet_parameters = list(parts.unet.parameters())
@@ -132,7 +136,7 @@ class UnetStage:
         return ((parts + torch.rand(count, generator=self.generator)) * 1000 / count).long()
 
     def loss(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The min-SNR weighted loss of some images, and the plain mean squared error of ε."""
+        """The min-SNR and head weighted loss of some images, and the plain mean squared error."""
         ids, latents = self._caption_ids(images), self._latents(images)
         timesteps = self._timesteps(len(images))
         noise = torch.randn(latents.shape, generator=self.generator)
@@ -143,8 +147,16 @@ class UnetStage:
             context = self.parts.text_encoder(ids.to(self.device.device)).last_hidden_state
             steps = timesteps.to(self.device.device)
             noise_pred = self.denoise(noisy, steps, context, return_dict=False)[0]
-        error = (noise_pred.float() - noise.to(self.device.device)).square().mean((1, 2, 3))
-        return (error * self.weights[timesteps].to(error.device)).mean(), error.detach().mean()
+        error = (noise_pred.float() - noise.to(self.device.device)).square().mean(1, keepdim=True)
+        heads = self._head_weights(images, latents.shape[-1]) * self.weights[timesteps].view(
+            -1, 1, 1, 1
+        )
+        return (error * heads.to(error.device)).mean(), error.detach().mean()
+
+    def _head_weights(self, images: np.ndarray, latent_size: int) -> Tensor:
+        """(batch, 1, h, w), mean 1."""
+        weights = head_weights(self.keypoints[images], self.image_size, self.config.head_weight)
+        return F.avg_pool2d(weights, self.image_size // latent_size)
 
     def train_step(self, position: int, rate: float, step: int) -> float | None:
         """One AdamW step on one batch of the whole group; the plain error every tenth step."""

@@ -1,5 +1,4 @@
-"""The autoencoder's stages: builds it, trains it on full images, encodes the renders, and trains
-its decoder on."""
+"""The autoencoder's stage: builds it, trains it on full images, and encodes the renders."""
 
 from __future__ import annotations
 
@@ -9,21 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from demo_model.compile_ahead import compiled
-from demo_model.config import PlanConfig, RunConfig, VaeConfig
+from demo_model.config import RunConfig, VaeConfig
 from demo_model.data import EpochOrder, Renders, images_as_bytes, images_as_tensor
 from demo_model.devices import Device
-from demo_model.parallel import Group
+from demo_model.heads import head_weights
+from demo_model.parallel import FlatGradients, Group
 from demo_model.sheets import write_sheet
 
 
 def build_vae(config: RunConfig) -> AutoencoderKL:
-    """A new AutoencoderKL; residual branches begin at zero: it starts as a linear network."""
+    """An AutoencoderKL, the start's where there is one; of a new one the residual branches begin at
+    zero: it starts as a linear network."""
     vae, levels = config.vae, len(config.vae.channels)
     model = AutoencoderKL(
         in_channels=3,
@@ -41,77 +40,85 @@ def build_vae(config: RunConfig) -> AutoencoderKL:
     for name, parameter in model.named_parameters():
         if ".conv2." in name:
             torch.nn.init.zeros_(parameter)
+    if config.start is not None:
+        start = AutoencoderKL.from_pretrained(config.start, subfolder="vae")
+        model.load_state_dict(start.state_dict())
     return model.to(memory_format=torch.channels_last)
 
 
-def image_gradient_loss(left: Tensor, right: Tensor) -> Tensor:
-    """Mean absolute difference of the two images' horizontal and vertical differences."""
-    difference = left - right
-    horizontal = (difference[..., :, 1:] - difference[..., :, :-1]).abs().mean()
-    vertical = (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
-    return horizontal + vertical
+def image_gradient_loss(difference: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean absolute horizontal and vertical differences of two images' difference."""
+    horizontal = (difference[..., :, 1:] - difference[..., :, :-1]).abs() * weights[..., 1:]
+    vertical = (difference[..., 1:, :] - difference[..., :-1, :]).abs() * weights[..., 1:, :]
+    return horizontal.mean() + vertical.mean()
 
 
-def reconstruction_loss(config: VaeConfig, output: Tensor, images: Tensor) -> Tensor:
-    """L1 + 2·L2 + 0.7·gradient, on images in [-1, 1]."""
-    squared = config.l2_weight * F.mse_loss(output, images)
-    gradient = config.gradient_weight * image_gradient_loss(output, images)
-    return F.l1_loss(output, images) + squared + gradient
+def reconstruction_loss(
+    config: VaeConfig, output: Tensor, images: Tensor, weights: Tensor
+) -> Tensor:
+    """L1 + 2·L2 + 0.7·gradient, weighted pixel by pixel.
 
-
-def vae_loss(config: VaeConfig, model: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
-    """The reconstruction's loss + 1e-4·KL per latent element, on images in [-1, 1]."""
-    posterior = model.encode(images).latent_dist
-    output = model.decode(posterior.mean + posterior.std * noise).sample
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-    return reconstruction_loss(config, output, images) + config.kl_weight * kl
+    Args:
+        output, images: (batch, 3, height, width) in [-1, 1].
+        weights: (batch, 1, height, width), mean 1.
+    """
+    difference = output - images
+    error = difference.abs() + config.l2_weight * difference.square()
+    gradient = config.gradient_weight * image_gradient_loss(difference, weights)
+    return (error * weights).mean() + gradient
 
 
 class VaeStage:
-    """Trains the autoencoder."""
+    """Trains the autoencoder; each process of `group` takes its part of every batch."""
 
     name = "vae"
 
-    def __init__(self, config: RunConfig, renders: Renders, device: Device) -> None:
-        self.config, self.renders, self.device = config.vae, renders, device
-        self.plan = self.plan_of(config)
+    def __init__(
+        self, config: RunConfig, renders: Renders, device: Device, group: Group | None = None
+    ) -> None:
+        self.config, self.renders, self.device = config, renders, device
+        self.plan, self.group = config.vae.plan, group or Group()
+        torch.manual_seed(config.seed)
         self.model = build_vae(config).to(device.device)
+        self.gradients = FlatGradients(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.trained_parameters(),
+            self.model.parameters(),
             betas=(0.9, 0.99),
             weight_decay=self.plan.weight_decay,
             fused=True,
         )
         self.order = EpochOrder(len(renders.train.images), config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
-        size = config.latent_size
-        self.noise_shape = (self.plan.batch_size, config.vae.latent_channels, size, size)
-
-    def plan_of(self, config: RunConfig) -> PlanConfig:
-        """How long this stage trains."""
-        return config.vae.plan
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimiser moves."""
-        return list(self.model.parameters())
 
     def loss(self, chosen: np.ndarray) -> Tensor:
-        """The loss of some training images."""
+        """The loss of some training images: reconstruction + 1e-4·KL per latent element."""
         images = images_as_tensor(self.renders.train.images[chosen]).to(self.device.device)
-        noise = torch.randn(self.noise_shape, generator=self.generator).to(self.device.device)
-        return vae_loss(self.config, self.model, images, noise)
+        size, channels = self.config.latent_size, self.config.vae.latent_channels
+        noise = torch.randn((len(chosen), channels, size, size), generator=self.generator)
+        keypoints = self.renders.train.keypoints[chosen]
+        weights = head_weights(keypoints, self.config.image_size, self.config.vae.head_weight)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with self.device.autocast():
+            posterior = self.model.encode(images, return_dict=False)[0]
+            sample = posterior.mean + posterior.std * noise.to(self.device.device)
+            output = self.model.decode(sample, return_dict=False)[0]
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).float().mean()
+        error = reconstruction_loss(
+            self.config.vae, output.float(), images, weights.to(images.device)
+        )
+        return error + self.config.vae.kl_weight * kl
 
     def train_step(self, position: int, rate: float, step: int) -> float | None:
-        """One AdamW step on one batch; the loss every tenth step."""
-        chosen = np.sort(self.order.batch(position, self.plan.batch_size))
+        """One AdamW step on one batch of the whole group; the loss every tenth step."""
+        batch = self.order.batch(position, self.plan.batch_size)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self.device.autocast():
-            loss = self.loss(chosen)
+        loss = self.loss(np.sort(batch[self.group.rank :: self.group.size]))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.plan.max_gradient_norm)
+        self.group.average(self.gradients.flat)
+        self.gradients.clip(self.plan.max_gradient_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.zero()
         return loss.item() if step % 10 == 0 else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,53 +145,6 @@ class VaeStage:
         pairs = np.concatenate([row[at : at + 8] for at in range(0, shown, 8) for row in rows])
         write_sheet(path, pairs)
         return {"psnr_db": round(psnr_db(images, output), 3)}
-
-
-class DecoderStage(VaeStage):
-    """Trains the decoder alone on cached latents: they, and all that was trained on them (U-Net,
-    heads), stay valid while pictures become sharper.
-
-    Args:
-        latents: (count, 8, h, w) float16, posterior means and standard deviations of the first
-            `count` training images.
-        autoencoder: the trained autoencoder's weights.
-    """
-
-    name = "decoder"
-
-    def __init__(
-        self,
-        config: RunConfig,
-        renders: Renders,
-        device: Device,
-        latents: np.ndarray,
-        autoencoder: dict[str, Tensor],
-    ) -> None:
-        super().__init__(config, renders, device)
-        self.model.load_state_dict(autoencoder)
-        self.model.requires_grad_(False)
-        for parameter in self.trained_parameters():
-            parameter.requires_grad_()
-        self.latents = latents
-        self.order = EpochOrder(len(latents), config.seed)
-        self.decode = compiled(self.model.decode, config)
-
-    def plan_of(self, config: RunConfig) -> PlanConfig:
-        """How long this stage trains."""
-        return config.vae.decoder_plan or config.vae.plan
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The decoder's."""
-        return [*self.model.post_quant_conv.parameters(), *self.model.decoder.parameters()]
-
-    def loss(self, chosen: np.ndarray) -> Tensor:
-        """Of pictures decoded from their posteriors' samples."""
-        images = images_as_tensor(self.renders.train.images[chosen]).to(self.device.device)
-        both = torch.from_numpy(self.latents[chosen].astype(np.float32))
-        mean, std = both.split(self.config.latent_channels, dim=1)
-        latents = mean + std * torch.randn(mean.shape, generator=self.generator)
-        latents = latents.to(self.device.device, memory_format=torch.channels_last)
-        return reconstruction_loss(self.config, self.decode(latents, return_dict=False)[0], images)
 
 
 def psnr_db(left: Tensor, right: Tensor) -> float:
@@ -215,7 +175,8 @@ def encode_latents(
     starts = range(batch * group.rank, len(images), batch * group.size)
     for start in tqdm(starts, desc="latents", mininterval=5.0, disable=not group.leads):
         part = images_as_tensor(images[start : start + batch]).to(device.device)
-        posterior = model.encode(part).latent_dist
+        with device.autocast():
+            posterior = model.encode(part).latent_dist
         both = torch.cat([posterior.mean, posterior.std], dim=1)
         output[start : start + batch] = both.half().cpu().numpy()
     output.flush()

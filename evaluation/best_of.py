@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.generate import Scenes
+from evaluation.generate import Scenes, placement
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference
 from heads_registry.manifest import BUILTIN_DIR, Catalogue, HeadManifest, ModelManifest
@@ -32,7 +32,7 @@ def best_of(count: int) -> list[Row]:
     catalogue = Catalogue([BUILTIN_DIR])
     model = catalogue.model(MODEL)
     head = catalogue.head(model, "pose")
-    engine = TorchEngine(ModelCache(catalogue, 2**33))
+    engine = TorchEngine(ModelCache(catalogue, 2**33, *placement()))
     kept, order = [], []
     for row in tqdm(range(len(scenes.seeds)), desc="best of four", mininterval=5):
         prompt = caption(scenes.renders[row].scene, pose=False)

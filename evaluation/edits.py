@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evaluation.generate import BATCH_SIZE
+from evaluation.generate import BATCH_SIZE, placement
 from evaluation.measures import Pictures
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from jobs.request import GenerationRequest, StoredImage
@@ -92,7 +92,7 @@ class EditStudio:
         self.cache, self.model = cache, model
         self.steps = {"num_inference_steps": num_inference_steps}
         catalogue = Catalogue(dict.fromkeys([BUILTIN_DIR, registry]))
-        self.models = Models(catalogue, 2**33, references=ReferenceCache(2**31))
+        self.models = Models(catalogue, 2**33, *placement(), references=ReferenceCache(2**31))
         self._images: dict[str, tuple[StoredImage, Image.Image]] = {}
 
     def upload(self, picture: Tensor) -> str:

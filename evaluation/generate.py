@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from heads_registry.device import resolve_device, resolve_dtype
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.targets import image_target
 from worker.adapters import AdapterInput
@@ -90,12 +91,19 @@ class Scenes:
         return Image.fromarray(openpose_image(picture.keypoints, picture.rgb.shape[0]))
 
 
+def placement() -> tuple[torch.device, torch.dtype]:
+    """The device and the precision that a worker chooses here."""
+    device = resolve_device("auto")
+    return device, resolve_dtype("auto", device)
+
+
 class Studio:
     """Makes and keeps the pictures of conditions; a second call reads them from disk."""
 
     def __init__(self, cache: Path, registry: Path = BUILTIN_DIR) -> None:
         self.cache = cache
-        self.models = ModelCache(Catalogue(dict.fromkeys([BUILTIN_DIR, registry])), 2**33)
+        catalogue = Catalogue(dict.fromkeys([BUILTIN_DIR, registry]))
+        self.models = ModelCache(catalogue, 2**33, *placement())
 
     def pictures(self, condition: Condition, scenes: Scenes) -> torch.Tensor:
         """(scenes, 3, size, size) in [0, 1]; picture i has noise seed i."""

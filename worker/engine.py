@@ -14,6 +14,7 @@ from PIL import Image
 
 from heads_registry.adapters import AdapterLoadError, AdapterMismatch
 from heads_registry.base_model import ModelLoadError
+from heads_registry.device import resolve_device, resolve_dtype
 from heads_registry.loading import HeadMismatch, WeightsError
 from heads_registry.manifest import (
     BUILTIN_DIR,
@@ -35,7 +36,7 @@ from worker.faces import FaceDetector, NoFaceDetector, NoFaceFound, load_detecto
 from worker.failures import BatchTooLarge, DeviceLost, OutOfMemory
 from worker.images import encode_image
 from worker.init_image import InvalidMask
-from worker.models import ModelCache, resolve_device, resolve_dtype
+from worker.models import ModelCache
 from worker.reference_cache import ReferenceCache, SharedReferences
 from worker.references import InversionFailed
 from worker.sampler import Diverged, OnStep

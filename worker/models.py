@@ -14,11 +14,10 @@ from heads_registry.base_model import BaseModel
 from heads_registry.loading import check_fit, load_head
 from heads_registry.manifest import Catalogue, HeadManifest
 from heads_registry.networks import ReadoutHead
-from worker.device import resolve_device, resolve_dtype
 from worker.faces import FaceDetector, load_detector
 from worker.reference_cache import ReferenceCache
 
-__all__ = ["LoadedAdapter", "LoadedHead", "ModelCache", "resolve_device", "resolve_dtype"]
+__all__ = ["LoadedAdapter", "LoadedHead", "ModelCache"]
 
 LoadFaces = Callable[[str], FaceDetector]
 """A model's own detector by name, "" where it has none → the one to use."""

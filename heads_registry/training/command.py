@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from heads_registry.base_model import BaseModel
+from heads_registry.device import resolve_device, resolve_dtype
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.training.data import load_labelled_images
 from heads_registry.training.expect import after, before
@@ -19,7 +20,7 @@ from heads_registry.training.progress import NoLog, TensorBoardLog
 from heads_registry.training.recipe import HeadRecipe
 from heads_registry.training.tasks import CorrespondenceTask, SpatialTask, Task, TripletTask
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Options:
         limit: use only so many images, videos or people.
         minutes: see `HeadTrainer`.
         device, dtype: of the frozen model; auto: a GPU where there is one, and half precision
-            on it.
-        mixed_precision: see `HeadTrainer`; None: on a GPU.
+            where the hardware multiplies it fast.
+        mixed_precision: see `HeadTrainer`; None: where the frozen model is in half precision.
         tensorboard: write event files under `run`.
     """
 
@@ -64,7 +65,7 @@ class Options:
             ValueError: there is no such device.
         """
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return resolve_device("auto")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -77,13 +78,9 @@ class Options:
         Raises:
             ValueError: no such dtype.
         """
-        if self.dtype != "auto" and self.dtype not in DTYPES:
+        if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"--dtype {self.dtype}: choose auto, {', '.join(DTYPES)}")
-        if self.dtype != "auto":
-            return DTYPES[self.dtype]
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return resolve_dtype(self.dtype, device)
 
 
 def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Path]:
@@ -108,7 +105,7 @@ def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Pa
         load(model),
         run,
         minutes=options.minutes,
-        mixed_precision=device.type == "cuda" if mixed is None else mixed,
+        mixed_precision=dtype != torch.float32 if mixed is None else mixed,
         log=log,
     )
     for line in before(recipes[0], trainer.task.examples, len(trainer.task.validation)):

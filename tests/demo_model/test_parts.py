@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.upsampling import Upsample2D
 from pydantic import ValidationError
 
+from demo_model.compile_ahead import double_by_copies
 from demo_model.config import PlanConfig, RunConfig, load_config
 from demo_model.data import EpochOrder, images_as_bytes, images_as_tensor
+from demo_model.heads import head_weights
 from demo_model.networks import build_scheduler, build_unet
 from demo_model.schedule import learning_rate, progress
 from demo_model.tokenizer import build_tokenizer, save_tokenizer
@@ -39,7 +43,10 @@ def test_any_text_has_tokens(text: str) -> None:
 
 def test_a_saved_tokenizer_reads_back_with_and_without_its_fast_file(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(VOCABULARY, 32)
+    tokenizer(["used", "before it is saved"], padding="max_length", truncation=True)
     save_tokenizer(tokenizer, VOCABULARY, tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["padding"] is saved["truncation"] is None
     text = "a person in a purple shirt, ünïcode"
     again = type(tokenizer).from_pretrained(tmp_path)
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -102,3 +109,26 @@ def test_the_average_warms_up_and_swaps() -> None:
     assert parameter.item() == pytest.approx(9.0)
     average.swap()
     assert parameter.item() == 11.0
+
+
+def test_heads_count_more_and_images_the_same() -> None:
+    keypoints = np.zeros((2, 2, 18, 3), np.float32)
+    keypoints[0, 0, 1] = (20, 40, 2)  # neck
+    keypoints[0, 0, 16], keypoints[0, 0, 17] = (17, 30, 2), (23, 30, 2)  # ears
+    weights = head_weights(keypoints, 64, extra=8.0)
+    assert weights.shape == (2, 1, 64, 64)
+    assert weights[0, 0, 30, 20] / weights[0, 0, 60, 60] == pytest.approx(9.0)
+    assert weights.mean(dim=(1, 2, 3)).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    assert (weights[1] == 1.0).all()
+
+
+def test_doubling_by_copies_is_what_diffusers_does() -> None:
+    upsampler = Upsample2D(8, use_conv=True)
+    hidden = torch.randn(2, 8, 4, 4, requires_grad=True)
+    expected = upsampler(hidden)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), hidden)
+    double_by_copies(upsampler)
+    doubled = upsampler(hidden)
+    (gradient,) = torch.autograd.grad(doubled.square().sum(), hidden)
+    assert torch.equal(doubled, expected)
+    assert torch.allclose(gradient, expected_gradient)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from demo_model import train
 from demo_model.config import RunConfig
 from demo_model.devices import choose_device
+from demo_model.export import install_pipeline
 from demo_model.loop import Loop
 from demo_model.parallel import Group
 from demo_model.unet import UnetStage
@@ -21,7 +23,7 @@ def prepared(micro: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A run with its autoencoder, text encoder and latents."""
     folder = tmp_path_factory.mktemp("run")
     device, renders = choose_device(micro), train.load_renders(micro)
-    train.train_vae(micro, renders, device, folder)
+    train.train_vae(micro, folder)
     train.train_text(micro, renders, device, folder)
     train.cache_latents(micro, renders, device, folder)
     return folder
@@ -74,23 +76,47 @@ def test_the_export_loads_and_generates(micro: RunConfig, prepared: Path, tmp_pa
     assert sum(len(block.resnets) for block in pipeline.unet.up_blocks) == 12
 
 
-def test_a_done_stage_is_not_trained_again(micro: RunConfig, prepared: Path) -> None:
-    before = (prepared / "vae.pt").stat().st_mtime_ns
-    train.train_vae(micro, train.load_renders(micro), choose_device(micro), prepared)
-    assert (prepared / "vae.pt").stat().st_mtime_ns == before
-
-
-def test_training_the_decoder_on_keeps_the_encoder_and_is_exported(
+def test_an_export_is_installed_with_its_hashes(
     micro: RunConfig, prepared: Path, tmp_path: Path
 ) -> None:
     folder = _copy_of(prepared, tmp_path / "run")
-    before = torch.load(folder / "vae.pt")["stage"]["model"]
-    train.train_decoder(micro, train.load_renders(micro), choose_device(micro), folder)
-    after = torch.load(folder / "decoder.pt")["stage"]["model"]
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed
-    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
-    stage = train.build_unet_loop(Group(), micro, folder).stage
+    train.export_now(micro, folder)
+    name = "vae/diffusion_pytorch_model.safetensors"
+    manifest = tmp_path / "micro.yaml"
+    manifest.write_text(f"name: micro  # kept\nsha256:\n  {name}: {'0' * 64}\n")
+    (tmp_path / "micro").mkdir()
+    (tmp_path / "micro" / "of-old-weights").touch()
+    install_pipeline(folder / "export", manifest)
+    digest = hashlib.sha256((tmp_path / "micro" / name).read_bytes()).hexdigest()
+    assert manifest.read_text() == f"name: micro  # kept\nsha256:\n  {name}: {digest}\n"
+    assert not (tmp_path / "micro" / "of-old-weights").exists()
+
+
+def test_a_done_stage_is_not_trained_again(micro: RunConfig, prepared: Path) -> None:
+    before = (prepared / "vae.pt").stat().st_mtime_ns
+    train.train_vae(micro, prepared)
+    assert (prepared / "vae.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_goes_on_from_exported_networks(
+    micro: RunConfig, prepared: Path, tmp_path: Path
+) -> None:
+    folder = _copy_of(prepared, tmp_path / "first")
+    train.export_now(micro, folder)
+    config = micro.model_copy(update={"start": folder / "export"})
+    onward = tmp_path / "onward"
+    onward.mkdir()
+    train.train_text(config, train.load_renders(config), choose_device(config), onward)
+    train.train_vae(config, onward)
+    train.cache_latents(config, train.load_renders(config), choose_device(config), onward)
+    stage = train.build_unet_loop(Group(), config, onward).stage
     assert isinstance(stage, UnetStage)
-    exported = stage.parts.vae.state_dict()
-    assert all(torch.equal(exported[name], after[name]) for name in after)
+    exported = StableDiffusionPipeline.from_pretrained(folder / "export")
+    for name in ("unet", "text_encoder"):
+        before, after = getattr(exported, name).state_dict(), getattr(stage.parts, name)
+        assert all(torch.equal(before[key], value) for key, value in after.state_dict().items())
+    trained = torch.load(onward / "vae.pt")["stage"]["model"]
+    distance = sum(
+        (trained[key] - value).norm() for key, value in exported.vae.state_dict().items()
+    )
+    assert 0 < distance < 1.0

@@ -195,7 +195,35 @@ def test_the_demo_leaves_its_contact_sheet(environment: dict[str, str], tmp_path
         assert {name: guided[name] for name in same} == {name: unguided[name] for name in same}
         assert (out / row["guided"]["images"][0]["readout"]).exists()
     assert size_of(out / "contact-sheet.png")[0] > 900
+    tasks = ["spatial", "drag", "appearance", "identity"]
+    assert [row["task"] for row in report["tasks"]] == tasks
+    assert [len(one["request"]["controls"]) for one in report["tasks"][0]["generations"]] == [
+        0,
+        1,
+        1,
+    ]
+    for row in report["tasks"][1:]:
+        ((sweep,),) = [row["generations"]]
+        assert sweep["request"]["task"] == row["task"]
+        assert len(sweep["images"]) == len(sweep["request"]["weight_sweep"]) == 3
+    assert size_of(out / "tasks.png")[0] > 900
     assert not (out / "stack").exists()
+
+
+def test_a_sweep_changes_one_thing_at_a_time() -> None:
+    from demo.sweeps import variations
+
+    control = {"type": "appearance", "weight": 0.5, "span": [0.05, 0.5]}
+    echo = {"prompt": "a person", "eta": 0.0, "guidance_scale": 4.0, "controls": [control]}
+    for row in variations(echo):
+        names = {name.rsplit(" ", 1)[0] for name, _ in row}
+        assert len(names) == 1
+        changed = {key for _, one in row for key in one if one[key] != echo[key]}
+        assert len(changed) == 1
+        assert len({json.dumps(one, sort_keys=True) for _, one in row}) == len(row) == 5
+    weights, spans = ([one["controls"][0] for _, one in row] for row in variations(echo)[:2])
+    assert [one["weight"] for one in weights] == [0.0, 0.125, 0.25, 0.5, 1.0]
+    assert all(one["span"][0] == 0.05 and one["weight"] == 0.5 for one in spans)
 
 
 def test_the_demo_fails_loudly(environment: dict[str, str], tmp_path: Path) -> None:

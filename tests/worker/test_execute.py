@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from heads_registry.device import resolve_device, resolve_dtype
 from heads_registry.manifest import Catalogue
 from jobs.request import GenerationRequest, Keypoint, OutputOptions, Pose, SpatialControl
 from tests.tiny import FAMILY
 from worker.controls import control_image
 from worker.execute import execute, execute_together
 from worker.images import PARAMETERS_KEY, encode_image, to_images
-from worker.models import ModelCache, resolve_device, resolve_dtype
+from worker.models import ModelCache
 
 
 def request(**changes: object) -> GenerationRequest:

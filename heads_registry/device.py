@@ -1,4 +1,4 @@
-"""Which device and which precision a worker computes with; torch alone, without models."""
+"""Which device and which precision to compute with; torch alone, without models."""
 
 from __future__ import annotations
 

@@ -1,0 +1,185 @@
+"""One case of every task that a model's heads and adapters allow, each at three weights."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from client import ReadoutClient
+from demo.controls import make_controls
+from world.captions import caption
+from world.render import Render, render
+from world.scene import Scene, sample_scene
+from world.seeds import demo_seeds
+
+FACTORS = (0.0, 0.5, 1.0)
+"""Of the guidance weights, a column each."""
+
+COLUMNS = ("given", "no guidance", "half the weight", "the task's weight")
+
+Request = dict[str, Any]
+NECK, RIGHT_WRIST, LEFT_WRIST, RIGHT_EAR, LEFT_EAR = 1, 4, 7, 16, 17
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task of one picture.
+
+    Attributes:
+        given: what is to be followed, for people: a reference or a control.
+        requests: one whose weight sweep gives every column, or one a column.
+    """
+
+    task: str
+    prompt: str
+    note: str
+    given: Image.Image
+    requests: tuple[Request, ...]
+
+
+def make_cases(client: ReadoutClient, model: dict[str, Any], user_seed: int) -> list[Case]:
+    """Cases of the tasks that `model`, as `/v1/models` describes it, is equipped for.
+
+    Args:
+        client: of the service; references are uploaded.
+        model: what will draw.
+        user_seed: any integer; another one means other scenes.
+    """
+    installed = {name.rpartition("/")[2] for name in [*model["heads"], *model["adapters"]]}
+    size = int(model["parameters"]["height"]["default"])
+    seeds = reversed(demo_seeds(user_seed))  # the controls' scenes come from the other end
+    cases = []
+    for needed, make in _MAKERS:
+        seed = next(seeds)
+        if needed <= installed:
+            cases.append(make(client, model, seed, size))
+    return cases
+
+
+def _drag(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
+    """A hand of a picture that the model has never seen goes up."""
+    scene, rendered = _scene(seed, size)
+    wrists = rendered.keypoints[0, [RIGHT_WRIST, LEFT_WRIST], :2]
+    start = wrists[wrists[:, 1].argmax()]
+    end = np.clip(start - (0.0, 0.25 * size), 2, size - 3)
+    points = [{name: {"x": float(x), "y": float(y)} for name, (x, y) in _ends(start, end)}]
+    prompt = caption(scene)
+    request = {
+        "task": "drag",
+        "prompt": prompt,
+        "reference": _uploaded(client, rendered),
+        "unit": "px",
+        "points": points,
+        "weight_sweep": FACTORS,
+    }
+    note = f"scene {seed}"
+    return Case("drag", prompt, note, _with_arrow(rendered.rgb, start, end), (request,))
+
+
+def _ends(start: np.ndarray, end: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    return [("from", start), ("to", end)]
+
+
+def _appearance(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
+    """Another picture of somebody who looks like this."""
+    scene, rendered = _scene(seed, size)
+    request = {
+        "task": "appearance",
+        "prompt": "a person",
+        "seed": seed,
+        "reference": _uploaded(client, rendered) | {"prompt": caption(scene)},
+        "weight_sweep": FACTORS,
+    }
+    given = Image.fromarray(rendered.rgb)
+    return Case("appearance", "a person", f"scene {seed}", given, (request,))
+
+
+def _identity(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
+    """The same face in other clothes, somewhere else."""
+    scene, rendered = _scene(seed, size, portrait=True)
+    points = rendered.keypoints[0, :, :2]
+    ears = points[[RIGHT_EAR, LEFT_EAR]].mean(axis=0)
+    reach = 0.7 * np.linalg.norm(points[NECK] - ears)
+    low, high = np.clip([ears - reach, ears + reach], 0, size) / size
+    box = {"x0": float(low[0]), "y0": float(low[1]), "x1": float(high[0]), "y1": float(high[1])}
+    prompt = "a portrait of a person in a red shirt, under a golden sky"
+    request = {
+        "task": "identity",
+        "prompt": prompt,
+        "seed": seed,
+        "reference": _uploaded(client, rendered) | {"prompt": caption(scene)},
+        "boxes": [{"reference": box, "picture": box}],
+        "weight_sweep": FACTORS,
+    }
+    given = _with_box(rendered.rgb, size * np.array([*low, *high]))
+    return Case("identity", prompt, f"scene {seed}", given, (request,))
+
+
+def _spatial(client: ReadoutClient, model: dict[str, Any], seed: int, size: int) -> Case:
+    """A pose by the pose head alone."""
+    return _posed("spatial", model, seed, size, {})
+
+
+def _controlnet(client: ReadoutClient, model: dict[str, Any], seed: int, size: int) -> Case:
+    """A pose by ControlNet, without and with the pose head beside it."""
+    adapter = {"type": "controlnet", "model": "pose-controlnet"}
+    return _posed("ControlNet", model, seed, size, adapter)
+
+
+def _posed(name: str, model: dict[str, Any], seed: int, size: int, adapter: dict[str, Any]) -> Case:
+    (control,) = make_controls(seed, 1, size, ("pose",))
+    shown = {"keypoints": control.keypoints}
+    base: Request = {"prompt": control.prompt, "seed": seed, "eta": 1.0}
+    if adapter:
+        base["adapters"] = [adapter | shown]
+    weight = float(model["parameters"]["controls[].weight"]["default"])
+    pose = {"type": "spatial", "head": "pose", **shown}
+    requests = [base | {"controls": [pose | {"weight": weight * factor}]} for factor in FACTORS[1:]]
+    note = f"scene {control.scene_seed}"
+    return Case(name, control.prompt, note, control.picture, (base, *requests))
+
+
+_MAKERS: Sequence[tuple[set[str], Callable[[ReadoutClient, dict[str, Any], int, int], Case]]] = (
+    ({"pose"}, _spatial),
+    ({"correspondence", "appearance"}, _drag),
+    ({"appearance"}, _appearance),
+    ({"identity", "appearance"}, _identity),
+    ({"pose", "pose-controlnet"}, _controlnet),
+)
+
+
+def _scene(seed: int, size: int, portrait: bool = False) -> tuple[Scene, Render]:
+    scene = sample_scene(seed, kind="portrait" if portrait else "figure")
+    return scene, render(scene, size)
+
+
+def _uploaded(client: ReadoutClient, rendered: Render) -> Request:
+    buffer = io.BytesIO()
+    Image.fromarray(rendered.rgb).save(buffer, "PNG")
+    return {"upload_id": client.upload(buffer.getvalue(), "reference.png")["id"]}
+
+
+def _with_arrow(rgb: np.ndarray, start: np.ndarray, end: np.ndarray) -> Image.Image:
+    """The picture, eight times as large, with the way of the point on it."""
+    picture, ends = _enlarged(rgb), [tuple(float(c) * 8 for c in point) for point in (start, end)]
+    draw = ImageDraw.Draw(picture)
+    draw.line(ends, "white", 6)
+    for (x, y), colour in zip(ends, ("white", "red"), strict=True):
+        draw.ellipse((x - 10, y - 10, x + 10, y + 10), colour, "white", 3)
+    return picture
+
+
+def _with_box(rgb: np.ndarray, edges: np.ndarray) -> Image.Image:
+    picture = _enlarged(rgb)
+    ImageDraw.Draw(picture).rectangle([float(edge) * 8 for edge in edges], outline="white", width=5)
+    return picture
+
+
+def _enlarged(rgb: np.ndarray) -> Image.Image:
+    height, width = rgb.shape[:2]
+    return Image.fromarray(rgb).resize((8 * width, 8 * height), Image.Resampling.BICUBIC)
