@@ -162,7 +162,7 @@ def test_the_demo_world_s_detector_finds_faces_of_held_out_renders() -> None:
     seeds = VALIDATION[:30]
     pictures = np.stack([render_rgb(sample_scene(seed), SIZE)[0] for seed in seeds])
     found = measure(MannequinFaces.load(), pictures, [face_boxes(seed) for seed in seeds])
-    assert found["found_at_iou_0.5"] >= 0.4  # 0.64 of 120 pictures, see docs/tasks.md
+    assert found["found_at_iou_0.5"] >= 0.4  # 0.64 of 120 pictures, see docs/tasks/identity.md
     assert found["false_faces"] <= 15
 
 
