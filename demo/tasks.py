@@ -62,11 +62,12 @@ def make_cases(client: ReadoutClient, model: dict[str, Any], user_seed: int) -> 
 
 
 def _drag(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
-    """A hand of a picture that the model has never seen goes up."""
+    """A hand of a picture that the model has never seen goes up, or down where it is up."""
     scene, rendered = _scene(seed, size)
     wrists = rendered.keypoints[0, [RIGHT_WRIST, LEFT_WRIST], :2]
     start = wrists[wrists[:, 1].argmax()]
-    end = np.clip(start - (0.0, 0.25 * size), 2, size - 3)
+    way = 0.25 * size if start[1] < 0.35 * size else -0.25 * size
+    end = np.clip(start + np.array([0.0, way]), 2, size - 3)
     points = [{name: {"x": float(x), "y": float(y)} for name, (x, y) in _ends(start, end)}]
     prompt = caption(scene)
     request = {
