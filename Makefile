@@ -106,13 +106,16 @@ demo-heads: setup  ## Train the demo model's six heads again (an hour on two cor
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
 		--size 64
 	@$(PY) -m world.dataset folder data/shots64 --range train --count 800 --frames 4 --size 64
-	@$(PY) -m world.dataset faces data/faces64 --range train --count 1500 --people 2 --shots 4 \
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 1200 --people 2 --shots 4 \
 		--size 64
 	@$(TRAIN) $(foreach head,pose depth edge,$(RECIPE)-$(head).yaml) --data data/heads64 \
-		--run runs/heads-spatial
-	@$(TRAIN) $(RECIPE)-correspondence.yaml --data data/videos64 --run runs/head-correspondence
-	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/shots64 --run runs/head-appearance
-	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity
+		--run runs/heads-spatial --minutes 18
+	@$(TRAIN) $(RECIPE)-correspondence.yaml --data data/videos64 --run runs/head-correspondence \
+		--minutes 5
+	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/shots64 --run runs/head-appearance \
+		--minutes 6
+	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity \
+		--minutes 13
 
 TRAIN := $(VENV)/bin/readout train head --out heads_registry/builtin
 RECIPE := heads_registry/training/recipes/mannequin

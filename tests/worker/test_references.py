@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jobs.request import (
 )
 from tests.tiny import FAMILY
 from worker.controls import InvalidControl
-from worker.execute import Execution, execute
+from worker.execute import Execution, execute, execute_together
 from worker.models import ModelCache
 from worker.reference_cache import ReferenceCache, reference_key
 from worker.references import InversionFailed
@@ -92,6 +93,10 @@ def request(**changes: Any) -> GenerationRequest:
 
 def run(models: ModelCache, asked: GenerationRequest) -> Execution:
     return execute(asked, models, lambda _: picture(), lambda step_index, num_steps: None)
+
+
+def together(models: ModelCache, asked: Sequence[GenerationRequest]) -> list[Execution]:
+    return execute_together(asked, models, lambda _: picture(), lambda *_: None)
 
 
 def forwards(execution: Execution) -> float:
