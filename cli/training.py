@@ -39,6 +39,9 @@ def train_head(
         bool | None, typer.Option(help="Heads in bfloat16 where safe; default: as the model.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Event files under the run.")] = False,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Start from the installed heads of these names.")
+    ] = False,
 ) -> None:
     """Train a head, or several spatial ones together: ends with files that the service serves."""
     from heads_registry.manifest import RegistryError
@@ -59,6 +62,7 @@ def train_head(
             dtype=dtype,
             mixed_precision=mixed_precision,
             tensorboard=tensorboard,
+            fine_tune=fine_tune,
         )
         for path in train_heads(options, typer.echo):
             typer.echo(path)

@@ -90,7 +90,8 @@ class ModelCache:
         key = (model_name, manifest.id)
         if key not in self._heads:
             check_fit(manifest, model.unet)
-            self._heads[key] = LoadedHead(manifest, load_head(manifest, self.device))
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            self._heads[key] = LoadedHead(manifest, load_head(manifest, self.device, dtype))
         return self._heads[key]
 
     def adapter(self, model_name: str, adapter_name: str) -> LoadedAdapter:

@@ -54,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     faces.add_argument("--people", type=int, default=2, help="of one look, per seed")
     faces.add_argument("--shots", type=int, default=4, help="pictures a person")
     faces.add_argument(
-        "--same-skin", action="store_true", help="people of one look share their skin tone, too"
+        "--same-skin",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the looks in which people share their skin tone, too",
     )
     return parser
 

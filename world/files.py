@@ -106,9 +106,10 @@ def _write_video(
 
 
 def _write_faces(
-    seed: int, folder: Path, size: int, people: int, shots: int, same_skin: bool
+    look: tuple[int, bool], folder: Path, size: int, people: int, shots: int
 ) -> list[dict]:
     rows = []
+    seed, same_skin = look
     for person, identity in enumerate(lookalikes(seed, people, same_skin)):
         for shot in range(shots):
             scene = face_scene(seed, identity, person, shot)
@@ -132,8 +133,7 @@ def seeds_with_backs(seeds: Sequence[int], count: int, share: float) -> list[int
     chosen: list[int] = []
     waiting: dict[bool, deque[int]] = {True: deque(), False: deque()}
     left = iter(seeds)
-    for index in range(count):
-        behind = int((index + 1) * share) > int(index * share)
+    for behind in _spread(count, share):
         while not waiting[behind]:
             seed = next(left, None)
             if seed is None:
@@ -143,6 +143,11 @@ def seeds_with_backs(seeds: Sequence[int], count: int, share: float) -> list[int
     return chosen
 
 
+def _spread(count: int, share: float) -> list[bool]:
+    """Which of `count` are among a share of them, spread evenly."""
+    return [int((index + 1) * share) > int(index * share) for index in range(count)]
+
+
 def write_faces(
     folder: str | Path,
     seeds: Sequence[int],
@@ -150,31 +155,30 @@ def write_faces(
     *,
     people: int = 2,
     shots: int = 4,
-    same_skin: bool = False,
+    same_skin: float = 0.0,
     workers: int = 1,
 ) -> Path:
     """Writes tight face crops, `people` of one look with `shots` each per seed; deterministic,
-    overwrites.
+    overwrites. In a share `same_skin` of the looks, the skin tone is the same, too.
 
     Rows of metadata.jsonl have `identity` (who it is) and `look` (who shares hair, hat and
     glasses); see `world.faces`.
     """
     path = Path(folder)
     (path / "images").mkdir(parents=True, exist_ok=True)
-    work = partial(
-        _write_faces, folder=path, size=size, people=people, shots=shots, same_skin=same_skin
-    )
-    results = _map(work, seeds, workers)
+    work = partial(_write_faces, folder=path, size=size, people=people, shots=shots)
+    looks = list(zip(seeds, _spread(len(seeds), same_skin), strict=True))
+    results = _map(work, looks, workers)
     _write_lines(path / "metadata.jsonl", (row for rows in results for row in rows))
     return path
 
 
-def _map(work: Callable[[int], Any], seeds: Sequence[int], workers: int) -> list[Any]:
+def _map(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
     if workers <= 1:
-        return [work(seed) for seed in seeds]
-    render(sample_scene(seeds[0]), 16)  # compiles once, before the workers start
+        return [work(item) for item in items]
+    render(sample_scene(0), 16)  # compiles once, before the workers start
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(work, seeds, chunksize=8))
+        return list(pool.map(work, items, chunksize=8))
 
 
 def write_dataset(

@@ -39,6 +39,7 @@ class Options:
             where the hardware multiplies it fast.
         mixed_precision: see `HeadTrainer`; None: where the frozen model is in half precision.
         tensorboard: write event files under `run`.
+        fine_tune: start from the installed heads of the recipes' names.
     """
 
     recipes: Sequence[Path]
@@ -53,6 +54,7 @@ class Options:
     dtype: str = "auto"
     mixed_precision: bool | None = None
     tensorboard: bool = False
+    fine_tune: bool = False
 
     def run_directory(self, recipes: Sequence[HeadRecipe]) -> Path:
         """Where checkpoint, caches and previews of these recipes go."""
@@ -91,7 +93,10 @@ def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Pa
         ValueError: too little data, or recipes that cannot be trained together.
     """
     recipes = [HeadRecipe.load(path) for path in options.recipes]
-    manifest = Catalogue([BUILTIN_DIR, *options.registries]).model(options.model)
+    catalogue = Catalogue([BUILTIN_DIR, *options.registries])
+    manifest = catalogue.model(options.model)
+    fine_tuned = recipes if options.fine_tune else ()
+    starts = {one.name: catalogue.head(manifest, one.name) for one in fine_tuned}
     run = options.run_directory(recipes)
     device = options.resolved_device()
     dtype = options.resolved_dtype(device)
@@ -107,6 +112,7 @@ def train_heads(options: Options, say: Callable[[str], None] = print) -> list[Pa
         minutes=options.minutes,
         mixed_precision=dtype != torch.float32 if mixed is None else mixed,
         log=log,
+        starts=starts,
     )
     for line in before(recipes[0], trainer.task.examples, len(trainer.task.validation)):
         say(line)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from heads_registry.base_model import BaseModel
+from heads_registry.manifest import HeadManifest
 from heads_registry.training.expect import duration
 from heads_registry.training.frozen import FrozenFeatures, cached_latents
 from heads_registry.training.progress import Cost, NoLog, TrainingLog
@@ -56,6 +58,7 @@ class HeadTrainer:
         mixed_precision: run the heads in bfloat16 where torch's autocast finds it safe; their
             weights and losses stay float32. The frozen model's dtype is its own.
         log: told of losses and metrics.
+        starts: heads to train on from, by the recipes' names; the others begin untrained.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class HeadTrainer:
         minutes: float | None = None,
         mixed_precision: bool = False,
         log: TrainingLog | None = None,
+        starts: Mapping[str, HeadManifest] = MappingProxyType({}),
     ) -> None:
         shared = {
             (one.kind, one.batch_size, one.accumulation_steps, one.max_steps, one.seed)
@@ -84,7 +88,10 @@ class HeadTrainer:
         self.frozen = FrozenFeatures(model, width, height)
         self.latents = cached_latents(model, task.images, run)
         self.generator = torch.Generator().manual_seed(seed)
-        self.trainees = [Trainee.create(recipe, self.frozen.taps, model) for recipe in recipes]
+        self.trainees = [
+            Trainee.create(recipe, self.frozen.taps, model, starts.get(recipe.name))
+            for recipe in recipes
+        ]
         self.step, self.cost = 0, Cost(model.device)
         self._resume()
 
@@ -253,7 +260,7 @@ class HeadTrainer:
                 family,
                 trainee,
                 self.frozen.taps,
-                metrics[trainee.recipe.name] | {"training": cost},
+                metrics[trainee.recipe.name] | {"training": cost | _origin(trainee)},
             )
             for trainee in self.trainees
         ]
@@ -283,3 +290,7 @@ class HeadTrainer:
         self.generator.set_state(state["generator"].cpu())
         for trainee, saved in zip(self.trainees, state["trainees"], strict=True):
             trainee.load_state_dict(saved)
+
+
+def _origin(trainee: Trainee) -> dict[str, str]:
+    return {"started_from": trainee.started_from} if trainee.started_from else {}

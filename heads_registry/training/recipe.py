@@ -35,8 +35,8 @@ class NegativesRecipe(BaseModel):
     )
     others: Fraction = Field(
         0.0,
-        description="share of the examples whose negative is no edit, but a picture of another "
-        "video, or of another person (of the same look, where the data say who has it)",
+        description="share of the loss whose negative is no edit, but a picture of another video, "
+        "or of another person (of the same look, where the data say who has it)",
     )
 
     @model_validator(mode="after")

@@ -195,13 +195,13 @@ class CorrespondenceTask:
 class TripletTask:
     """Anchor, positive (same video or person) and negative (sections 4.3, 9.1).
 
-    Negatives are the anchors edited by the base model; a share of `others` are pictures of other
-    groups instead, of the same look where the data name looks.
+    Negatives are the anchors edited by the base model, and where `others` is not 0 a picture of
+    another group as well, of the same look where the data name looks.
 
     Args:
         data: the pictures and their groups.
         anchors, negatives: rows that have an edit, and the edits.
-        others: share of the examples with another group's picture.
+        others: share of the loss that is another group's picture's.
         held_out: groups that are held out, at most; whole looks are.
         identity: measure same/different answers, too.
     """
@@ -229,13 +229,12 @@ class TripletTask:
         self.validation = self.quadruplets(range(self.examples, len(self.data)))
 
     def draw(self, count: int, generator: torch.Generator) -> Examples:
-        """Groups at random, and a triplet of each."""
+        """Groups at random; of each an anchor, a positive, the anchor's edit, maybe an other."""
         rows = []
         for group in torch.randint(self.examples, (count,), generator=generator).tolist():
-            anchor, negative = _one(self._anchors[group], generator)
-            if self.others and float(torch.rand(1, generator=generator)) < self.others:
-                negative = self._other(group, generator)
-            rows.append([anchor, self._positive(group, anchor, generator), negative])
+            anchor, edit = _one(self._anchors[group], generator)
+            other = [self._other(group, generator)] if self.others else []
+            rows.append([anchor, self._positive(group, anchor, generator), edit, *other])
         return Examples(torch.tensor(rows))
 
     def quadruplets(self, groups: Iterable[int]) -> Examples:
@@ -266,8 +265,18 @@ class TripletTask:
         return _one(self.data.groups[other], generator)
 
     def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
-        """Hinge of the two distances."""
-        return triplet_hinge(readouts[:, 0], readouts[:, 1], readouts[:, 2], recipe.margin)
+        """Hinge of the distances to positive and edit, and to positive and other.
+
+        To the other, anchor and positive are the same: two pictures of what it is not. Both are
+        anchors.
+        """
+        anchor, positive, edit, *others = readouts.unbind(dim=1)
+        loss = triplet_hinge(anchor, positive, edit, recipe.margin)
+        if not others:
+            return loss
+        there = triplet_hinge(anchor, positive, others[0], recipe.margin)
+        back = triplet_hinge(positive, anchor, others[0], recipe.margin)
+        return torch.lerp(loss, (there + back) / 2, self.others)
 
     def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
         """Distances of the anchor to the positive, to its edit and to another group's picture."""

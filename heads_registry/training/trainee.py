@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from heads_registry.base_model import BaseModel
-from heads_registry.loading import sha256_of
+from heads_registry.loading import load_head, sha256_of
+from heads_registry.manifest import HeadManifest
 from heads_registry.networks import ReadoutHead
 from heads_registry.training.recipe import HeadRecipe
 
@@ -34,12 +35,13 @@ def learning_rate_factor(schedule: str, progress: float) -> float:
 
 @dataclass
 class Trainee:
-    """One head in training."""
+    """One head in training; `started_from` is the SHA-256 of the weights it began with, if any."""
 
     recipe: HeadRecipe
     head: ReadoutHead
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
+    started_from: str | None = None
 
     @property
     def trained(self) -> ReadoutHead:
@@ -47,10 +49,21 @@ class Trainee:
         return self.average.module if self.average is not None else self.head
 
     @classmethod
-    def create(cls, recipe: HeadRecipe, taps: dict[str, int], model: BaseModel) -> Self:
-        """An untrained head for a model's taps (module path → channels), on the model's device.
+    def create(
+        cls,
+        recipe: HeadRecipe,
+        taps: dict[str, int],
+        model: BaseModel,
+        start: HeadManifest | None = None,
+    ) -> Self:
+        """A head for a model's taps (module path → channels), on the model's device.
 
-        Its weights depend on the recipe's seed alone; the global generators stay as they were.
+        Untrained: its weights depend on the recipe's seed alone, and the global generators stay as
+        they were. With `start` it has that head's weights.
+
+        Raises:
+            WeightsError: the weights of `start` cannot be used.
+            ValueError: they are of other widths than the recipe asks for.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -62,6 +75,14 @@ class Trainee:
                 output_channels=recipe.output_channels if recipe.kind == "spatial" else None,
                 output_scale=recipe.output_scale,
             ).to(model.device)
+        if start is not None:
+            try:
+                head.load_state_dict(load_head(start).state_dict())
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the installed head {recipe.name!r} is of other widths than its recipe asks "
+                    f"for: {str(error).splitlines()[-1].strip()}"
+                ) from error
         average = (
             AveragedModel(head, multi_avg_fn=_moving_average(recipe.ema_decay))
             if recipe.ema_decay
@@ -70,7 +91,7 @@ class Trainee:
         optimizer = optimizer_class(recipe, model.device)(
             head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        return cls(recipe, head, average, optimizer)
+        return cls(recipe, head, average, optimizer, start and start.sha256)
 
     def step(self, progress: float) -> None:
         """Apply the gradients, at the learning rate of that share of the training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,19 @@ import torch
 import yaml
 
 from heads_registry.base_model import BaseModel
+from heads_registry.features import decoder_taps
 from heads_registry.fit import check_head
 from heads_registry.loading import load_head
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.manifest import BUILTIN_DIR, Catalogue, HeadManifest
 from heads_registry.training.command import Options, train_heads
 from heads_registry.training.data import DataError, load_labelled_images
 from heads_registry.training.groups import Grouped, load_faces, load_videos
 from heads_registry.training.loop import HeadTrainer
+from heads_registry.training.losses import triplet_hinge
 from heads_registry.training.negatives import anchor_rows, make_negatives
 from heads_registry.training.recipe import HeadRecipe, NegativesRecipe
 from heads_registry.training.tasks import CorrespondenceTask, TripletTask, point_cells
+from heads_registry.training.trainee import Trainee
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDERS = {
@@ -79,6 +83,38 @@ def test_ten_examples_make_a_head_that_is_served_at_once(
     assert len(list((tmp_path / "run").glob(f"my-{kind}-*.png"))) == 2
 
 
+def test_an_installed_head_is_trained_on(tiny_registry: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    recipe = write_recipe(tmp_path / "recipe.yaml", "spatial")
+    options = Options(
+        recipes=[recipe],
+        data=EXAMPLES / FOLDERS["spatial"],
+        out=mine,
+        run=tmp_path / "first",
+        model="tiny",
+        registries=[tiny_registry],
+        device="cpu",
+    )
+    (path,) = train_heads(options, str)
+    first = HeadManifest.load(path)
+    weights = load_head(first).state_dict()
+    registries = [tiny_registry, mine]
+    again = replace(
+        options, run=tmp_path / "second", registries=registries, fine_tune=True, minutes=1e-9
+    )
+    model = BaseModel.load(Catalogue([BUILTIN_DIR, tiny_registry]).model("tiny"))
+    trainee = Trainee.create(HeadRecipe.load(recipe), decoder_taps(model.unet), model, first)
+    for name, tensor in trainee.trained.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    (path,) = train_heads(again, str)
+    assert HeadManifest.load(path).metrics["training"]["started_from"] == first.sha256
+
+    values = yaml.safe_load(recipe.read_text()) | {"projection_channels": 32}
+    recipe.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="other widths than its recipe asks for"):
+        train_heads(replace(again, run=tmp_path / "third"), str)
+
+
 def grouped(kind: str = "faces") -> Grouped:
     load = load_faces if kind == "faces" else load_videos
     return load(EXAMPLES / kind, 32, 32)
@@ -91,21 +127,38 @@ def test_triplets_are_what_they_should_be() -> None:
     task = TripletTask(data, anchors, edits, others=0.5, held_out=1)
     group_of = {row: index for index, group in enumerate(data.groups) for row in group}
     assert task.examples == 4, "the two people of the last look are held out together"
-    seen_edits = 0
-    for anchor, positive, negative in task.draw(
-        200, torch.Generator().manual_seed(0)
-    ).rows.tolist():
+    drawn = task.draw(50, torch.Generator().manual_seed(0)).rows.tolist()
+    for anchor, positive, edit, other in drawn:
         assert anchor in anchors
         assert anchor != positive
         assert group_of[anchor] == group_of[positive] < task.examples
-        if negative >= len(data.images):
-            seen_edits += 1
-            assert anchors[negative - len(data.images)] == anchor
-        else:
-            assert group_of[negative] != group_of[anchor]
-            assert data.looks[group_of[negative]] == data.looks[group_of[anchor]]
-    assert 70 < seen_edits < 130
+        assert anchors[edit - len(data.images)] == anchor
+        assert group_of[other] != group_of[anchor]
+        assert data.looks[group_of[other]] == data.looks[group_of[anchor]]
     assert {group_of[row] for row in task.validation.rows[:, :2].flatten().tolist()} == {4, 5}
+
+
+def test_others_share_the_loss_with_edits_and_have_two_anchors() -> None:
+    data = grouped()
+    anchors = anchor_rows(data, 1)
+    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
+    recipe = HeadRecipe(name="x", title="x", kind="identity")
+    task = TripletTask(data, anchors, edits, others=0.25, held_out=1)
+    generator = torch.Generator().manual_seed(0)
+    said = torch.randn(3, 4, 8, 4, 4, generator=generator)
+    anchor, positive, edit, other = said.unbind(1)
+    expected = (
+        0.75 * triplet_hinge(anchor, positive, edit)
+        + 0.125 * triplet_hinge(anchor, positive, other)
+        + 0.125 * triplet_hinge(positive, anchor, other)
+    )
+    examples = task.draw(3, generator)
+    torch.testing.assert_close(task.loss(recipe, said, examples), expected)
+    alone = TripletTask(data, anchors, edits, held_out=1)
+    assert alone.draw(3, generator).rows.shape == (3, 3)
+    torch.testing.assert_close(
+        alone.loss(recipe, said[:, :3], examples), triplet_hinge(anchor, positive, edit)
+    )
 
 
 def test_pairs_are_two_frames_and_points_that_both_show() -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from world import packed
 from world.captions import seen_from_behind
-from world.dataset import main, open_packed, read_rows, render_packed, write_dataset
+from world.dataset import main, open_packed, read_rows, render_packed, write_dataset, write_faces
+from world.faces import face_scene, lookalikes
 from world.files import seeds_with_backs
 from world.labels import as_bytes, depth_image, openpose_image
 from world.render import render
@@ -44,6 +45,20 @@ def test_videos_have_tracks(tmp_path: Path) -> None:
     assert [row["frame"] for row in rows] == [0, 1, 2]
     assert tracks["frames"] == [row["file_name"] for row in rows]
     assert np.asarray(tracks["tracks"]).shape == (len(tracks["segments"]), 3, 3)
+
+
+def test_faces_of_a_share_of_the_looks_have_one_skin(tmp_path: Path) -> None:
+    folder = write_faces(tmp_path, [3, 4], 16, shots=2, same_skin=0.5)
+    rows = list(read_rows(folder / "metadata.jsonl"))
+    assert [row["identity"] for row in rows[::2]] == [
+        f"{s:09d}_{p}" for s in (3, 4) for p in (0, 1)
+    ]
+    for seed, same_skin in ((3, False), (4, True)):
+        first, second = lookalikes(seed, 2, same_skin)
+        assert (first.skin_tone == second.skin_tone) == same_skin
+        picture = render(face_scene(seed, second, 1, 0), 16)
+        saved = Image.open(folder / "images" / f"{seed:09d}_1_00.png")
+        assert np.array_equal(np.asarray(saved), picture.rgb)
 
 
 def test_packed_round_trip_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
