@@ -88,7 +88,7 @@ test-computing: setup
 results: setup  ## Measure everything again and write docs/results.md (hours on two cores)
 	@$(PY) -m evaluation.results
 
-demo-model: setup  ## Train the demo model on, then its heads and the judges again (hours on two cores)
+demo-model: setup  ## Train the demo model on, its heads and the judges (hours on two cores)
 	@mkdir -p runs && [ -e runs/mannequin-64-start ] || \
 		cp -R $(BUILTIN)/models/mannequin-64 runs/mannequin-64-start
 	@$(PY) -m world.dataset packed data/packed/train64 --range train --count 100000 --size 64
@@ -100,24 +100,24 @@ demo-model: setup  ## Train the demo model on, then its heads and the judges aga
 	@$(PY) -m evaluation.train_attributes people
 	@$(PY) -m evaluation.train_attributes faces
 
-demo-heads: setup  ## Train the demo model's six heads again (an hour on two cores)
+demo-heads: setup  ## Train the demo model's six heads on (an hour on two cores)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 9000 --behind 0.3 --size 64 \
 		--labels pose depth edge
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
 		--size 64
 	@$(PY) -m world.dataset folder data/shots64 --range train --count 800 --frames 4 --size 64
 	@$(PY) -m world.dataset faces data/faces64 --range train --count 1200 --people 2 --shots 4 \
-		--size 64
+		--same-skin 0.4 --size 64
 	@$(TRAIN) $(foreach head,pose depth edge,$(RECIPE)-$(head).yaml) --data data/heads64 \
-		--run runs/heads-spatial --minutes 18
+		--run runs/heads-spatial --minutes 15
 	@$(TRAIN) $(RECIPE)-correspondence.yaml --data data/videos64 --run runs/head-correspondence \
-		--minutes 5
+		--minutes 4
 	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/shots64 --run runs/head-appearance \
-		--minutes 6
+		--minutes 5
 	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity \
-		--minutes 13
+		--minutes 18
 
-TRAIN := $(VENV)/bin/readout train head --out heads_registry/builtin
+TRAIN := $(VENV)/bin/readout train head --fine-tune --out heads_registry/builtin
 RECIPE := heads_registry/training/recipes/mannequin
 
 demo-adapters: setup  ## Train the demo model's ControlNet and T2I-Adapter again (16 core-minutes)

@@ -4,6 +4,9 @@ Both are sampled in one process, A B B A, and compared by CPU seconds and by wal
 the ratio is what counts, on shared machines. `--model random` is the 33.8M-parameter U-Net of
 REFERENCE.md section 5 at 32×32 latents, with a head of 96 channels; a name is a model of the
 catalogue with its pose head. Half of the steps are guided, one control of weight 0.5 a picture.
+
+The *floor* is what no implementation gets below: both branches' forwards, and in guided steps one
+backward from the tapped features to the latents, each timed alone.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from heads_registry.base_model import BaseModel
+from heads_registry.device import resolve_dtype
 from heads_registry.features import decoder_taps
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.networks import ReadoutHead
@@ -27,6 +31,8 @@ from worker.guidance import ReadoutTarget
 from worker.models import ModelCache
 from worker.objectives import spatial_distance
 from worker.sampler import SampleItem, SamplingPlan, sample
+
+CPU = torch.device("cpu")
 
 
 def random_model() -> tuple[BaseModel, ReadoutHead, SamplingPlan]:
@@ -54,9 +60,10 @@ def random_model() -> tuple[BaseModel, ReadoutHead, SamplingPlan]:
     return model, head.requires_grad_(False).eval(), SamplingPlan(32 * factor, 32 * factor)
 
 
-def catalogue_model(name: str) -> tuple[BaseModel, ReadoutHead, SamplingPlan]:
+def catalogue_model(name: str, dtype: str) -> tuple[BaseModel, ReadoutHead, SamplingPlan]:
     """An installed model with its pose head."""
-    models = ModelCache(Catalogue([BUILTIN_DIR]), 2**34)
+    chosen = None if dtype == "auto" else resolve_dtype(dtype, CPU)
+    models = ModelCache(Catalogue([BUILTIN_DIR]), 2**34, CPU, chosen)
     manifest = models.catalogue.model(name)
     head = models.head(name, "pose").network
     return models.model(name), head, SamplingPlan(manifest.height, manifest.width)
@@ -69,6 +76,28 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def floor_ratio(model: BaseModel, plan: SamplingPlan, batch: int) -> float:
+    """(2 forwards + half a backward) ÷ 2 forwards."""
+    taps = tuple(decoder_taps(model.unet))
+    conditioning = model.encode_prompts([""])[[0] * batch]
+    timesteps = torch.full((batch,), 500)
+    latents = torch.randn(batch, *model.latent_shape(plan.height, plan.width))
+
+    def forward() -> None:
+        with torch.no_grad():
+            model.denoise(latents, timesteps, conditioning)
+
+    def both() -> None:
+        leaf = latents.clone().requires_grad_()
+        with model.capture_features(taps) as features:
+            model.denoise(leaf, timesteps, conditioning)
+        torch.autograd.grad(features, leaf, [torch.ones_like(one) for one in features])
+
+    forward(), both()
+    once, through = (min(timed(run)[0] for _ in range(5)) for run in (forward, both))
+    return (2 * once + 0.5 * (through - once)) / (2 * once)
+
+
 def main() -> None:
     """Measure and print one line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,11 +107,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--form", default="one_pass")
     parser.add_argument("--branch", default="unconditional")
+    parser.add_argument("--dtype", default="auto", help="of an installed model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, head, plan = (
-        random_model() if options.model == "random" else catalogue_model(options.model)
+        random_model()
+        if options.model == "random"
+        else catalogue_model(options.model, options.dtype)
     )
     plan = SamplingPlan(
         plan.height,
@@ -128,9 +160,11 @@ def main() -> None:
     parameters = sum(parameter.numel() for parameter in model.unet.parameters()) / 1e6
     print(
         f"{options.model} ({parameters:.1f}M), {options.form}, {options.branch}, "
-        f"batch {options.batch}, {options.steps} steps, {options.threads} threads: "
+        f"batch {options.batch}, {options.steps} steps, {options.threads} threads, "
+        f"{str(model.dtype).removeprefix('torch.')}: "
         f"unguided {wall[0] / options.batch:.3f}, guided {wall[1] / options.batch:.3f} s an image; "
-        f"ratio {wall[1] / wall[0]:.2f} wall, {cpu[1] / cpu[0]:.2f} CPU"
+        f"ratio {wall[1] / wall[0]:.2f} wall, {cpu[1] / cpu[0]:.2f} CPU; "
+        f"floor {floor_ratio(model, plan, options.batch):.2f}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 DEFAULT_DATA_DIR = Path(".readout")
 DEFAULT_URL = "http://127.0.0.1:8000"
+DataDirOption = Annotated[
+    Path,
+    typer.Option(help="Of a running `readout up`; what the environment names goes first."),
+]
 OutOption = Annotated[Path, typer.Option(help="Directory of the pictures.")]
 
 
@@ -23,6 +28,18 @@ def fail(message: object, code: int) -> typer.Exit:
     """Say what went wrong; raise what comes back to end with that exit code."""
     typer.echo(f"readout: {message}", err=True)
     return typer.Exit(code)
+
+
+def find_embedded_servers(data_dir: Path) -> None:
+    """Name the servers of a running `readout up` in the environment, but those that it names."""
+    from stack.datadir import running_servers
+    from stack.up import EXTERNAL_REDIS, EXTERNAL_S3
+
+    named = [name for name in (*EXTERNAL_REDIS, *EXTERNAL_S3) if os.environ.get(name)]
+    for name, value in running_servers(data_dir).items():
+        rivals = EXTERNAL_REDIS if name in EXTERNAL_REDIS else EXTERNAL_S3
+        if not set(rivals) & set(named):
+            os.environ[name] = value
 
 
 def catalogue() -> Catalogue:

@@ -20,7 +20,7 @@ models_app = typer.Typer(help="Base models that are installed.", no_args_is_help
 def heads_list() -> None:
     """Print id, kind and title of every installed head."""
     for head in catalogue().heads:
-        typer.echo(f"{head.id:<32} {head.signal:<8} {head.title}")
+        typer.echo(f"{head.id:<32} {head.kind:<14} {head.title}")
 
 
 @adapters_app.command("list")

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.environment import DEFAULT_DATA_DIR, fail, settings_of
+from cli.environment import (
+    DEFAULT_DATA_DIR,
+    DataDirOption,
+    fail,
+    find_embedded_servers,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from jobs.api_keys import ApiKeyStore
 
 
 keys_app = typer.Typer(help="API keys: who may call the service.", no_args_is_help=True)
-
-
-DataDirOption = Annotated[
-    Path, typer.Option(help="Of a running `readout up`; REDIS_URL, where set, comes first.")
-]
 
 
 @keys_app.command("create")
@@ -65,22 +66,17 @@ def keys_revoke(
 @contextmanager
 def _api_keys(data_dir: Path) -> Iterator[ApiKeyStore]:
     """The keys where the environment says, or where a running `readout up` keeps them."""
-    from pydantic import SecretStr
-
     from jobs.api_keys import ApiKeyStore
     from jobs.connection import connect
     from jobs.errors import JobsError
     from jobs.settings import CoreSettings
-    from stack.datadir import running_redis
     from stack.up import EXTERNAL_REDIS
 
-    settings = settings_of(CoreSettings)
+    find_embedded_servers(data_dir)
     if not any(os.environ.get(name) for name in EXTERNAL_REDIS):
-        url = running_redis(data_dir)
-        if url is None:
-            hint = "set REDIS_URL, or name the --data-dir of a running `readout up`"
-            raise fail(f"no Redis is known: {hint}", 2)
-        settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+        hint = "set REDIS_URL, or name the --data-dir of a running `readout up`"
+        raise fail(f"no Redis is known: {hint}", 2)
+    settings = settings_of(CoreSettings)
     client = connect(settings)
     try:
         yield ApiKeyStore(client, settings)

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import DEFAULT_DATA_DIR, fail, settings_of
+from cli.environment import (
+    DEFAULT_DATA_DIR,
+    DataDirOption,
+    fail,
+    find_embedded_servers,
+    settings_of,
+)
 
 
 def up(
@@ -125,11 +131,12 @@ def reconciler(check: CheckOption = False) -> None:
     outbox.join()
 
 
-def doctor() -> None:
+def doctor(data_dir: DataDirOption = DEFAULT_DATA_DIR) -> None:
     """Look at Redis, storage, models, heads, adapters, device and clocks; say what is wrong."""
     import doctor as examination
     from jobs.settings import CoreSettings
 
+    find_embedded_servers(data_dir)
     raise typer.Exit(examination.main(settings_of(CoreSettings), typer.echo))
 
 

@@ -5,9 +5,11 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ARG PIP_TORCH_ARGS=""
+# `video` (MP4) brings FFmpeg with x264, which is under the GPL; `faces` brings OpenCV.
+ARG EXTRAS="worker,video,faces"
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip docker/install.sh worker /opt/readout
+RUN --mount=type=cache,target=/root/.cache/pip docker/install.sh worker /opt/readout "/src[${EXTRAS}]"
 
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 readout && useradd --uid 10001 --gid 10001 --no-create-home readout \

@@ -15,12 +15,19 @@ from evaluation.tasks import (
 )
 from world.seeds import VALIDATION
 
-FORMS: dict[str, dict[str, Any]] = {
-    "two_pass": {"form": "two_pass"},
-    "unconditional branch": {"branch": "unconditional"},
-    "both branches": {"branch": "both"},
-}
-"""What is not the demo model's default, which is one_pass on the conditional branch."""
+
+def _forms(weight: float) -> dict[str, dict[str, Any]]:
+    """What is not the demo model's default, which is one_pass on the conditional branch."""
+    return {
+        f"weight {weight:g}, {name}": {"weight": weight, **change}
+        for name, change in {
+            "two_pass": {"form": "two_pass"},
+            "unconditional branch": {"branch": "unconditional"},
+            "both branches": {"branch": "both"},
+        }.items()
+    }
+
+
 DRAG_CHOICES: dict[str, dict[str, Any]] = {
     "weight 0.125": {"weight": 0.125},
     "weight 0.25": {"weight": 0.25},
@@ -29,7 +36,7 @@ DRAG_CHOICES: dict[str, dict[str, Any]] = {
     "weight 0.5, appearance 0.25": {"weight": 0.5, "balance": 0.5},
     "weight 0.5, span 0-0.8": {"weight": 0.5, "span": (0.0, 0.8)},
     "weight 0.25, span 0-0.8": {"weight": 0.25, "span": (0.0, 0.8)},
-} | FORMS
+} | _forms(0.25)
 APPEARANCE_CHOICES: dict[str, dict[str, Any]] = {
     "weight 0.125": {"weight": 0.125},
     "weight 0.25": {"weight": 0.25},
@@ -37,18 +44,17 @@ APPEARANCE_CHOICES: dict[str, dict[str, Any]] = {
     "weight 1": {"weight": 1.0},
     "weight 0.25, span 0.05-0.8": {"weight": 0.25, "span": (0.05, 0.8)},
     "weight 0.5, span 0.05-0.8": {"weight": 0.5, "span": (0.05, 0.8)},
-} | FORMS
+} | _forms(0.25)
 IDENTITY_CHOICES: dict[str, dict[str, Any]] = {
     "weight 0.25": {"weight": 0.25},
     "weight 0.5": {"weight": 0.5},
     "weight 1": {"weight": 1.0},
     "weight 0.5, span 0.05-0.5": {"weight": 0.5, "span": (0.05, 0.5)},
-} | FORMS
+} | _forms(0.5)
 
 
 def choose_drag(count: int) -> list[Row]:
-    """The search that chose the demo model's drag defaults, on validation scenes; forms and
-    branches at the defaults."""
+    """The search that chose the demo model's drag defaults, on validation scenes."""
     bench, _ = bench_of(count)
     cases = bench.cases.generated(VALIDATION, bench.choosing)
     return [
@@ -67,8 +73,7 @@ def choose_raw(count: int) -> list[Row]:
 
 
 def choose_appearance(count: int) -> list[Row]:
-    """The search that chose the demo model's appearance defaults, on validation scenes; forms and
-    branches at the defaults."""
+    """The search that chose the demo model's appearance defaults, on validation scenes."""
     bench, _ = bench_of(count)
     cases = Variations.of(VALIDATION[: bench.choosing // 4])
     references = cases.reference_pictures(bench.studio)
@@ -86,8 +91,7 @@ def choose_appearance(count: int) -> list[Row]:
 
 
 def choose_identity(count: int) -> list[Row]:
-    """The search for the demo model's identity defaults, on validation people; forms and branches
-    at the defaults."""
+    """The search for the demo model's identity defaults, on validation people."""
     bench, _ = bench_of(count)
     cases = Portraits.of(VALIDATION[: bench.choosing // 2], bench.studio, bench.find)
     plain = bench.identity(cases.originals, cases)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from heads_registry.device import resolve_device, resolve_dtype
+from heads_registry.device import resolve_device
 from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.targets import image_target
 from worker.adapters import AdapterInput
@@ -91,10 +91,9 @@ class Scenes:
         return Image.fromarray(openpose_image(picture.keypoints, picture.rgb.shape[0]))
 
 
-def placement() -> tuple[torch.device, torch.dtype]:
-    """The device and the precision that a worker chooses here."""
-    device = resolve_device("auto")
-    return device, resolve_dtype("auto", device)
+def placement() -> tuple[torch.device, None]:
+    """The device and the precision that a worker chooses here: what suits each model."""
+    return resolve_device("auto"), None
 
 
 class Studio:

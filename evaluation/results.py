@@ -1,204 +1,45 @@
 """`python -m evaluation.results`, or `make results`: measures, and writes docs/results.md.
 
-Every part is cached under runs/results by what it depends on, so that a stopped run goes on and a
-part can be run alone. Poses that the defaults were chosen on (VALIDATION) are never those that are
-reported (TEST).
+Every part can be measured alone. Its rows lie in docs/results/, with the command and a fingerprint
+of what they were measured on: models, heads, adapters, their defaults, and the judges. The report
+leaves out what was measured on anything else. Pictures are kept under runs/results, so that a
+stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from evaluation import adapters, best_of, choices, heads, learning, second_drag, tasks
-from evaluation.generate import Condition, Scenes, Studio
-from evaluation.measures import background_spread
-from evaluation.scores import Scorer
-from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
+from evaluation import (
+    adapters,
+    best_of,
+    choices,
+    heads,
+    learning,
+    second_drag,
+    spatial,
+    tasks,
+)
 from heads_registry.manifest import BUILTIN_DIR, Catalogue, UnknownHead
 from service.errors import UnknownHeadName
-from world.seeds import TEST, VALIDATION
 
 MODEL = "mannequin-64"
-RUNS = Path("runs/results")
+STORED = Path("docs/results")
 REPORT = Path("docs/results.md")
+BENCHES = "bench.md"
+"""In `STORED`: what `bench/` and the parity tests print, which are started by hand."""
+JUDGES = Path(__file__).with_name("weights")
 
 Row = dict[str, str | float]
-
-
-class Bench:
-    """What the parts share: pictures, scores and the scenes they are of."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.studio = Studio(RUNS / "pictures")
-        self.scorer = Scorer()
-        self.held_out = Scenes.of(TEST[:count], 64)
-
-    def some(self, count: int) -> Scenes:
-        """The first held-out scenes, at least eight."""
-        return self.held_out.first(max(8, count))
-
-    def scores(
-        self, condition: Condition, scenes: Scenes | None = None
-    ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
-        """Scores and pictures of a condition."""
-        scenes = scenes or self.held_out
-        pictures = self.studio.pictures(condition, scenes)
-        return self.scorer(pictures, scenes), pictures
-
-
-def pose(bench: Bench) -> list[Row]:
-    """Obedience to held-out poses, and what it cost."""
-    default = bench.studio.plan(Condition()).form
-    other = "two_pass" if default == "one_pass" else "one_pass"
-    rows = [_judge_ceiling(bench)]
-    reference = bench.scores(Condition())
-    for name, condition in {
-        "unguided": Condition(),
-        f"guided, {default} (default)": Condition(signal="pose"),
-    }.items():
-        rows.append(_pose_row(name, *bench.scores(condition), *reference))
-    few = bench.some(bench.count // 4)
-    paired = bench.scores(Condition(), few)
-    row = _pose_row(
-        f"guided, {other}", *bench.scores(Condition(signal="pose", form=other), few), *paired
-    )
-    return [*rows, row]
-
-
-def sweep(bench: Bench) -> list[Row]:
-    """Weight against obedience and cost, on a sixth of the poses; the default form and span."""
-    scenes = bench.some(bench.count // 6)
-    reference = bench.scores(Condition(), scenes)
-    return [
-        _pose_row(
-            f"weight {weight:g}",
-            *bench.scores(Condition(signal="pose", weight=weight), scenes),
-            *reference,
-        )
-        for weight in (0.125, 0.25, 0.5, 1.0)
-    ]
-
-
-LONG = (0.0, 0.8)
-CHOICES = [
-    Condition(signal="pose", update_rule="elementwise", branch="unconditional", span=LONG),
-    Condition(signal="pose", update_rule="rms", branch="unconditional", span=LONG),
-    Condition(signal="pose", update_rule="rms", branch="conditional", span=LONG),
-    Condition(signal="pose", update_rule="rms", branch="conditional", span=(0.0, 0.5)),
-    Condition(signal="pose", update_rule="rms", branch="conditional", span=LONG, weight=0.25),
-    Condition(signal="pose", update_rule="rms", branch="conditional", span=LONG, weight=0.75),
-    Condition(signal="depth", update_rule="rms", branch="conditional", span=LONG),
-    Condition(signal="depth", update_rule="rms", branch="conditional", span=LONG, weight=1.0),
-    Condition(signal="edge", update_rule="rms", branch="conditional", span=LONG),
-    Condition(signal="edge", update_rule="rms", branch="conditional", span=LONG, weight=1.0),
-]
-
-
-def choose(bench: Bench) -> list[Row]:
-    """The search that chose the defaults, on 32 validation scenes; one pass, weight 0.5 where
-    nothing else is said."""
-    scenes = Scenes.of(VALIDATION[:32], 64)
-    plain, plain_pictures = bench.scores(Condition(), scenes)
-    rows = [_pose_row("unguided", plain, plain_pictures, plain, plain_pictures)]
-    for condition in CHOICES:
-        condition = replace(condition, form="one_pass", weight=condition.weight or 0.5)
-        assert condition.span is not None
-        name = (
-            f"{condition.signal}, {condition.update_rule}, {condition.branch}, "
-            f"span {condition.span[0]:g}-{condition.span[1]:g}, weight {condition.weight:g}"
-        )
-        scores, pictures = bench.scores(condition, scenes)
-        row = _pose_row(name, scores, pictures, plain, plain_pictures)
-        if condition.signal != "pose":
-            error = f"{condition.signal}_rmse"
-            row["error ÷ unguided"] = str(bootstrap(mean_ratio, scores[error], plain[error]))
-        rows.append(row)
-    return rows
-
-
-def depth_and_edge(bench: Bench) -> list[Row]:
-    """Errors of depth and edges, guided over unguided, paired; on a quarter of the scenes."""
-    scenes = bench.some(bench.count // 4)
-    plain, plain_pictures = bench.scores(Condition(), scenes)
-    rows: list[Row] = []
-    for signal in ("depth", "edge"):
-        guided, pictures = bench.scores(Condition(signal=signal), scenes)
-        before, after = plain[f"{signal}_rmse"], guided[f"{signal}_rmse"]
-        rows.append(
-            {
-                "control": signal,
-                "pictures": len(before),
-                "unguided RMSE": str(bootstrap(mean, before)),
-                "guided RMSE": str(bootstrap(mean, after)),
-                "ratio": str(bootstrap(mean_ratio, after, before)),
-                **_cost(guided, pictures, plain, plain_pictures),
-            }
-        )
-    return rows
-
-
-def text(bench: Bench) -> list[Row]:
-    """Whether the base model does what captions say: colours of clothes, full captions, on half of
-    the scenes."""
-    scenes = bench.some(bench.count // 2)
-    scores, _ = bench.scores(Condition(pose_words=True, eta=0.0), scenes)
-    truth = bench.scorer(scenes.pictures, scenes)
-    return [
-        {
-            "pictures of": name,
-            "n": len(part["shirt"]),
-            "shirt as in the caption, %": str(bootstrap(mean, 100 * part["shirt"])),
-            "trousers as in the caption, %": str(bootstrap(mean, 100 * part["trousers"])),
-        }
-        for name, part in (("the model", scores), ("the renderer (ceiling)", truth))
-    ]
-
-
-def readouts(_bench: Bench) -> list[Row]:
-    """Root mean squared error by fraction of the schedule, from the heads' manifests, in units of
-    the value range; `baseline` is the error of always saying the mean label. Pose and edge heads
-    are trained with balanced regions, and so may exceed it where the noise hides everything."""
-    catalogue = Catalogue([BUILTIN_DIR])
-    rows: list[Row] = []
-    for head in catalogue.heads_for(catalogue.model(MODEL)):
-        if head.kind == "spatial":
-            names = [name for name in head.metrics if name.startswith("rmse_")]
-            values = {name.removeprefix("rmse_"): head.metrics[name] for name in names}
-            rows.append({"head": head.name, **values})
-    return rows
-
-
-def training_cost(_bench: Bench) -> list[Row]:
-    """What the shipped heads took, from their manifests: minutes of training steps alone, of all
-    heads that were trained together; peak memory of the whole process."""
-    catalogue = Catalogue([BUILTIN_DIR])
-    return [
-        {"head": head.name, **head.metrics["training"]}
-        for head in catalogue.heads_for(catalogue.model(MODEL))
-        if "training" in head.metrics
-    ]
-
-
-PARTS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
-    "pose": ("Pose control", pose),
-    "sweep": ("Pose control: weight sweep", sweep),
-    "choose": ("How the pose defaults were chosen (validation poses)", choose),
-    "depth_and_edge": ("Depth and edge control", depth_and_edge),
-    "text": ("Text", text),
-    "readouts": ("Readouts of held-out images by timestep", readouts),
-    "training_cost": ("What training the heads took", training_cost),
-}
-MEASURES = (
-    heads.PARTS
+Part = tuple[str, Callable[[int], list[Row]]]
+PARTS: dict[str, Part] = (
+    spatial.PARTS
+    | heads.PARTS
     | learning.PARTS
     | adapters.PARTS
     | tasks.PARTS
@@ -206,53 +47,47 @@ MEASURES = (
     | choices.PARTS
     | best_of.PARTS
 )
-"""Parts in modules of their own, which need no more than the count."""
+"""name → title, function of the count of held-out scenes."""
+
+DRAG = ("appearance", "correspondence")
+SPATIAL = ("pose", "depth", "edge")
+HEADS: dict[str, tuple[str, ...]] = {
+    "text": (),
+    "data": (),
+    "conditioning": (),
+    "recognisers": (),
+    "choose_raw": (),
+    "choose": SPATIAL,
+    "depth_and_edge": ("depth", "edge"),
+    "readouts": SPATIAL,
+    "training_cost": (*SPATIAL, *DRAG, "identity"),
+    "correspondence": ("correspondence",),
+    "appearance": ("appearance",),
+    "identity": ("identity",),
+    "keep_appearance": ("appearance",),
+    "keep_identity": ("appearance", "identity"),
+    "choose_appearance": ("appearance",),
+    "choose_identity": ("appearance", "identity"),
+} | dict.fromkeys(("drag", "drag_real", "choose_drag", "second_drag"), DRAG)
+"""part → heads that it depends on, beside the base model; of the others, pose alone."""
 
 
-def _pose_row(
-    name: str,
-    scores: dict[str, np.ndarray],
-    pictures: torch.Tensor,
-    plain: dict[str, np.ndarray],
-    plain_pictures: torch.Tensor,
-) -> Row:
-    return {
-        "condition": name,
-        "pictures": len(pictures),
-        **{
-            f"PCK@{alpha}": str(bootstrap(mean, scores[f"pck@{alpha}"]))
-            for alpha in (0.05, 0.1, 0.2)
-        },
-        "gain @0.1": str(bootstrap(mean_difference, scores["pck@0.1"], plain["pck@0.1"])),
-        **_cost(scores, pictures, plain, plain_pictures),
-    }
-
-
-def _cost(
-    scores: dict[str, np.ndarray],
-    pictures: torch.Tensor,
-    plain: dict[str, np.ndarray],
-    plain_pictures: torch.Tensor,
-) -> Row:
-    """What guidance took away: agreement with the caption's colours, variety of backgrounds."""
-    colours = (scores["shirt"] + scores["trousers"]) / 2
-    plain_colours = (plain["shirt"] + plain["trousers"]) / 2
-    spread = background_spread(pictures) / background_spread(plain_pictures)
-    return {
-        "colours as in the caption, %": str(bootstrap(mean, 100 * colours)),
-        "colours ÷ unguided": str(bootstrap(mean_ratio, colours, plain_colours)),
-        "background spread ÷ unguided": f"{spread:.2f}",
-    }
-
-
-def _judge_ceiling(bench: Bench) -> Row:
-    pictures = bench.held_out.pictures
-    return _pose_row(
-        "the renders themselves (judge's ceiling)",
-        bench.scorer(pictures, bench.held_out),
-        pictures,
-        *bench.scores(Condition()),
-    )
+def fingerprint(part: str) -> str:
+    """SHA-256 of what a part's figures depend on, as it is now."""
+    catalogue = Catalogue([BUILTIN_DIR])
+    model = catalogue.model(MODEL)
+    used = [model, *(catalogue.head(model, name) for name in HEADS.get(part, ("pose",)))]
+    if part in adapters.PARTS:
+        used += catalogue.adapters_for(model)
+    digest = hashlib.sha256()
+    for manifest in used:
+        said = manifest.model_dump_json(exclude={"metrics", "description", "tasks"})
+        digest.update(said.encode())
+    if part in tasks.PARTS | second_drag.PARTS:  # choices name all that they change
+        digest.update(repr(sorted(model.tasks.items())).encode())
+    for judge in sorted(JUDGES.glob("*.safetensors")):
+        digest.update(judge.read_bytes())
+    return digest.hexdigest()
 
 
 def table(rows: list[Row]) -> str:
@@ -263,8 +98,28 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_report(path: Path) -> None:
-    """docs/results.md from all parts that have been measured."""
+def store(folder: Path, part: str, count: int, rows: list[Row]) -> None:
+    """Keep what a part measured."""
+    content = {
+        "command": f"python -m evaluation.results --parts {part} --count {count}",
+        "measured_on": fingerprint(part),
+        "rows": rows,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{part}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def stored(folder: Path, part: str) -> tuple[str, list[Row]] | None:
+    """Command and rows of a part that was measured on what is there now."""
+    path = folder / f"{part}.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    if content.get("measured_on") != fingerprint(part):
+        return None
+    return content["command"], content["rows"]
+
+
+def report(folder: Path) -> str:
+    """The report, of all parts that were measured on what is there now."""
     lines = [
         "# Results",
         "",
@@ -273,42 +128,38 @@ def write_report(path: Path) -> None:
         "network trained on clean renders alone (`evaluation/judge.py`). PCK@a counts a key point",
         "as right within a times the longer side of the predicted pose's box (section 5).",
     ]
-    for name, (title, function) in (PARTS | MEASURES).items():
-        stored = RUNS / f"{name}.json"
-        if stored.is_file():
-            content = json.loads(stored.read_text())
-            lines += ["", f"## {title}", "", inspect.cleandoc(function.__doc__ or ""), ""]
-            lines += [f"`{content['command']}`", "", table(content["rows"])]
-    titles = {name: title for name, (title, _) in (PARTS | MEASURES).items()}
-    missing = [title for name, title in titles.items() if not (RUNS / f"{name}.json").is_file()]
+    missing = []
+    for name, (title, measure) in PARTS.items():
+        found = stored(folder, name)
+        if found is None:
+            missing.append(title)
+            continue
+        command, rows = found
+        says = inspect.cleandoc(measure.__doc__ or "")
+        lines += ["", f"## {title}", "", says, "", f"`{command}`", "", table(rows)]
     if missing:
-        lines += ["", "Not measured yet for these weights: " + "; ".join(missing) + "."]
-    extra = path.with_name("results-bench.md")
-    if extra.is_file():
-        lines += ["", extra.read_text().strip()]
-    path.write_text("\n".join(lines) + "\n")
+        lines += ["", "Not measured yet on these weights: " + "; ".join(missing) + "."]
+    if (folder / BENCHES).is_file():
+        lines += ["", (folder / BENCHES).read_text().strip()]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure the parts that are asked for and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = [*PARTS, *MEASURES]
-    parser.add_argument("--parts", nargs="*", choices=names, default=names)
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--count", type=int, default=400, help="held-out scenes")
     options = parser.parse_args()
-    RUNS.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.count) if set(options.parts) & set(PARTS) else None
     for name in options.parts:
-        title, measure = (PARTS | MEASURES)[name]
+        title, measure = PARTS[name]
         try:
-            rows = measure(options.count if name in MEASURES else bench)
+            rows = measure(options.count)
         except (UnknownHead, UnknownHeadName) as error:
             print(f"\n{title}: left out, {error}", flush=True)
             continue
-        command = f"python -m evaluation.results --parts {name} --count {options.count}"
-        (RUNS / f"{name}.json").write_text(json.dumps({"command": command, "rows": rows}))
+        store(STORED, name, options.count, rows)
         print(f"\n## {title}\n\n{table(rows)}", flush=True)
-    write_report(REPORT)
+    REPORT.write_text(report(STORED))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,19 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device, cpu_dtype: str | None = None) -> torch.dtype:
     """``auto`` is bfloat16 where the hardware multiplies it fast, else float32.
 
     On CPUs that is AMX or AVX512-bf16 (PERFORMANCE.md); elsewhere bf16 is emulated and slower.
+    `cpu_dtype` is what a model's manifest asks for there instead.
     """
     named = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }
+    if name == "auto" and device.type == "cpu" and cpu_dtype:
+        name = cpu_dtype
     if name != "auto":
         return named[name]
     if device.type == "cuda":

@@ -107,7 +107,7 @@ class _Pretrained(_Manifest):
 
 
 class GuidanceDefaults(BaseModel):
-    """Defaults that a manifest proposes; request > task > head manifest > model manifest."""
+    """Defaults that a manifest proposes; request > head manifest > task > model manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     weight: float | None = Field(None, ge=0, le=10, description="rg_weight, section 8.1")
@@ -228,6 +228,11 @@ class ModelManifest(_Pretrained):
     max_size: int = Field(1024, gt=0)
     max_images: int = Field(8, ge=1, le=64, description="largest num_images of one request")
     max_prompt_chars: int = Field(2000, ge=1)
+    cpu_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="what `auto` means on a CPU; null: bfloat16 where the hardware multiplies it "
+        "fast, which small models gain nothing from",
+    )
     face_detector: str | None = Field(
         None, description="finds faces for identity without boxes, see worker/faces.py; null: none"
     )

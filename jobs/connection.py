@@ -18,6 +18,13 @@ from jobs.settings import CoreSettings
 CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 5.0
 LONGEST_BLOCK_S = 10.0
+_UNAVAILABLE = {
+    "MISCONF": "it cannot write to its disk, which may be full",
+    "BUSY": "a script keeps it busy",
+    "NOREPLICAS": "too few replicas follow it",
+    "CLUSTERDOWN": "its cluster is down",
+}
+"""What an error of Redis begins with, of those that pass."""
 
 
 def connect(settings: CoreSettings, *, decode: bool = True) -> redis.Redis:
@@ -56,7 +63,7 @@ def connect_async(settings: CoreSettings) -> redis.asyncio.Redis:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Raise `QueueUnavailable` where Redis does not answer, is loading, full or read-only.
+    """Raise `QueueUnavailable` where Redis does not answer, is loading, busy, full or read-only.
 
     A disk that it cannot write to (MISCONF) counts as full.
 
@@ -70,11 +77,10 @@ def redis_errors() -> Iterator[None]:
     except (redis.ReadOnlyError, redis.exceptions.OutOfMemoryError) as error:
         raise QueueUnavailable(f"Redis takes no writes: {type(error).__name__}") from error
     except redis.ResponseError as error:
-        if "MISCONF" not in str(error):
+        code = str(error).partition(" ")[0]
+        if code not in _UNAVAILABLE:
             raise
-        raise QueueUnavailable(
-            "Redis takes no writes: it cannot write to its disk, which may be full"
-        ) from error
+        raise QueueUnavailable(f"Redis takes no writes: {_UNAVAILABLE[code]}") from error
 
 
 def ping(client: redis.Redis) -> None:

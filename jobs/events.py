@@ -96,6 +96,11 @@ def later(one: str, other: str) -> bool:
     return _order(one) > _order(other)
 
 
+def possible(event_id: str) -> bool:
+    """Whether Redis could have given an event this id, of two numbers: both are of 64 bits."""
+    return max(_order(event_id)) < 2**64
+
+
 def _order(event_id: str) -> tuple[int, ...]:
     return tuple(int(part) for part in event_id.split("-"))
 

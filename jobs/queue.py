@@ -154,6 +154,8 @@ class TicketWriter:
                 self._queue.enqueue_ids(job_ids)
             except QueueUnavailable as error:
                 log.warning("enqueue_deferred", jobs=len(job_ids), reason=str(error))
+            except Exception:  # the reconciler writes these; the thread must write what follows
+                log.exception("enqueue_failed", jobs=len(job_ids))
 
 
 def _ticket(job_id: str) -> dict[str, Any]:

@@ -106,8 +106,9 @@ class Reconciler:
             self._unless_storage_fails(clean)
         if time.monotonic() >= self._uploads_due:
             self._uploads_due = time.monotonic() + UPLOADS_INTERVAL_S
-            self._unless_storage_fails(self._expire_uploads)
-            self._unless_storage_fails(self._expire_references)
+            # Of the first to start, the bucket may be missing still.
+            for clean in (self._store.ensure_bucket, self._expire_uploads, self._expire_references):
+                self._unless_storage_fails(clean)
 
     def give_way(self) -> None:
         """Let another reconciler work at once, not only when the lock has expired."""

@@ -22,6 +22,7 @@ Errors are those of jobs/errors.py:
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from typing import cast
@@ -158,6 +159,8 @@ class RecordStore:
             JobNotFound: there is none, or it is not the owner's.
             JobExpired: there was one.
         """
+        if not is_job_id(job_id):
+            raise JobNotFound(f"no job {job_id!r}")
         with redis_errors():
             fields = cast("dict[str, str]", self._redis.hgetall(self._key(job_id)))
         record = parse_record(fields) if fields else None
@@ -379,3 +382,8 @@ class RecordStore:
 def new_job_id() -> str:
     """An id that nobody can guess, fit for paths and for RQ: ``gen_`` and 24 hex digits."""
     return f"gen_{secrets.token_hex(12)}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a text has the form of `new_job_id`; no other goes into a key."""
+    return re.fullmatch(r"gen_[0-9a-f]{24}", text) is not None

@@ -50,13 +50,13 @@ class Picture:
             InvalidRequest: it reaches outside the picture or has no area.
         """
         across, down = self._extent()
-        if not (asked.x0 < asked.x1 and asked.y0 < asked.y1):
-            raise InvalidRequest.at(pointer, "a box needs x0 < x1 and y0 < y1")
         if min(asked.x0, asked.y0) < 0 or asked.x1 > across or asked.y1 > down:
             raise InvalidRequest.at(pointer, f"reaches outside the picture; {self._range()}")
-        return effective.Box(
-            x0=asked.x0 / across, y0=asked.y0 / down, x1=asked.x1 / across, y1=asked.y1 / down
-        )
+        x0, x1 = asked.x0 / across, asked.x1 / across
+        y0, y1 = asked.y0 / down, asked.y1 / down
+        if not (x0 < x1 and y0 < y1):
+            raise InvalidRequest.at(pointer, "a box needs x0 < x1 and y0 < y1")
+        return effective.Box(x0=x0, y0=y0, x1=x1, y1=y1)
 
     def region(self, asked: public.Region, pointer: str) -> effective.Region:
         """A region; the errors are `box`'s."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from jobs.errors import AlreadyMade, QueueUnavailable
 from jobs.idempotency import IdempotencyClaims, IdempotencyKey
@@ -52,10 +53,17 @@ def bind(text: str | None, owner: str, route: str, body: BaseModel) -> Idempoten
         owner: whose key it is; another owner's same text is another key.
         route: such as ``POST /v1/generations``.
         body: validated, so that white space and the order of fields do not matter.
+
+    Raises:
+        InvalidRequest: a text has half of a surrogate pair, which no UTF-8 can say.
     """
     if text is None:
         return None
-    fingerprint = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    try:
+        meant = body.model_dump_json().encode()
+    except PydanticSerializationError as error:
+        raise InvalidRequest("some text of the request is not valid Unicode") from error
+    fingerprint = hashlib.sha256(meant).hexdigest()
     return IdempotencyKey(owner, route, text, fingerprint)
 
 

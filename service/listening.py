@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 
 from jobs.connection import LONGEST_BLOCK_S
 from jobs.errors import QueueUnavailable
-from jobs.events import EventFeed, later
+from jobs.events import EventFeed, later, possible
 from jobs.record import JobRecord, JobState, RecordStore
 from service.errors import FieldError, InvalidRequest
 
@@ -93,7 +93,7 @@ async def _last_event_id(
         str | None, Header(description="`id` of the last event that was seen: only later ones come")
     ] = None,
 ) -> str:
-    if last_event_id and not _EVENT_ID.fullmatch(last_event_id):
+    if last_event_id and not (_EVENT_ID.fullmatch(last_event_id) and possible(last_event_id)):
         detail = "not an event's id; send the `id` of the last event, or nothing"
         wrong = FieldError(parameter="Last-Event-ID", detail=detail)
         raise InvalidRequest(f"Last-Event-ID: {detail}", errors=[wrong])

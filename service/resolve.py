@@ -172,10 +172,14 @@ def _values(
     model: ModelManifest,
     by_reference: dict[str, Any],
 ) -> dict[str, Any]:
-    """The plain fields; a reference's own settings stand between the task's and the model's."""
+    """The plain fields; a reference's own settings stand between the task's and the model's.
+
+    Its eta goes before the task's: with another one its noise gives another picture.
+    """
     return {
         name: _or(
             getattr(asked, name),
+            by_reference.get(name) if name == "eta" else None,
             default_of(name, task, model),
             by_reference.get(name),
             getattr(model.defaults, name),

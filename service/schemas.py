@@ -128,7 +128,7 @@ _EXAMPLES: list[Any] = [
 
 
 class GenerationParameters(Strict):
-    """A generation. Left out or null: the default, by request > task > head > model.
+    """A generation. Left out or null: the default, by request > head > task > model.
 
     The answer echoes it with every field filled in; sent again, the echo gives the same pictures.
     """

@@ -6,13 +6,14 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from stack.errors import DataDirInUse, StackError
 
-REDIS_FILE = "redis-url"
+SERVERS_FILE = "servers.json"
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class DataDir:
         if self._lock is not None:
             self._lock.close()
 
-    def publish_redis(self, url: str) -> None:
-        """Let other commands of the owner find the Redis that runs now; see `running_redis`."""
-        _write_private(self.path / REDIS_FILE, url)
+    def publish_servers(self, settings: Mapping[str, str]) -> None:
+        """Let other commands of the owner find the servers that run now; see `running_servers`."""
+        _write_private(self.path / SERVERS_FILE, json.dumps(dict(settings)))
 
     def secrets(self) -> Secrets:
         """The embedded servers' credentials; made at first use, readable by the owner alone.
@@ -95,15 +96,17 @@ class DataDir:
             raise StackError(f"{path} is not readable; remove it to make new ones") from error
 
 
-def running_redis(data_dir: Path) -> str | None:
-    """The URL of the Redis that the last `readout up` in this directory used; None: there is none.
+def running_servers(data_dir: Path) -> dict[str, str]:
+    """Settings that name the servers which the last `readout up` in this directory has started.
 
-    It holds a password; whether that Redis still runs, connecting shows.
+    They hold secrets; whether those servers still run, connecting shows. None of them where there
+    was no such start.
     """
     try:
-        return (data_dir.expanduser() / REDIS_FILE).read_text()
-    except OSError:
-        return None
+        found: dict[str, str] = json.loads((data_dir.expanduser() / SERVERS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def _write_private(path: Path, text: str) -> None:

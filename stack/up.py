@@ -117,17 +117,17 @@ def _start_servers(
 ) -> dict[str, str]:
     """Start the embedded servers that are wanted; the environment that names them to our rooms."""
     rooms = {AUTH: "none", **QUIET_LIBRARIES, **environment, "READOUT_LOG_FORMAT": "json"}
-    keys = data.secrets()
+    keys, ours = data.secrets(), {}
     if not _external(environment, EXTERNAL_REDIS):
         program = valkey_program(data.valkey, keys.redis_password)
         url = _serve(supervisor, "valkey", program, options.redis_port, environment)
-        rooms["READOUT_REDIS_URL"] = url
-        data.publish_redis(url)
+        ours["READOUT_REDIS_URL"] = url
     if not _external(environment, EXTERNAL_S3):
         program = s3_program(data.objects, keys.s3_access_key_id, keys.s3_secret_access_key)
         url = _serve(supervisor, "s3", program, options.s3_port, environment)
-        rooms |= _s3_settings(url, keys)
-    return rooms
+        ours |= _s3_settings(url, keys)
+    data.publish_servers(ours)
+    return rooms | ours
 
 
 def _serve(

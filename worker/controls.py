@@ -158,14 +158,13 @@ class Canvas:
         Raises:
             InvalidControl: a pair stays in its cell when it has gone all the way.
         """
-        h, w = self.grid
         pairs = []
         for index, drag in enumerate(control.points):
             start, end = drag.source, drag.destination
             x, y = start.x + way * (end.x - start.x), start.y + way * (end.y - start.y)
-            source, destination = (int(start.y * h), int(start.x * w)), (int(y * h), int(x * w))
+            source, destination = self._cell(start.x, start.y), self._cell(x, y)
             if way == 1 and source == destination:
-                cell = self.request.width // w
+                cell = self.request.width // self.grid[1]
                 raise InvalidControl(
                     f"pair {index} of the points moves within one cell of the model's grid, which "
                     f"is {cell} px wide: nothing would move; drag farther"
@@ -173,15 +172,17 @@ class Canvas:
             pairs.append((source, destination))
         return pairs
 
-    def _box(self, box: Box) -> GridBox:
-        """Cells that a box touches: at least one."""
+    def _cell(self, x: float, y: float) -> Cell:
+        """The cell of a point, (y, x); one that rounding puts at 1 lies in the last."""
         h, w = self.grid
-        return (
-            math.floor(box.x0 * w),
-            math.floor(box.y0 * h),
-            math.ceil(box.x1 * w),
-            math.ceil(box.y1 * h),
-        )
+        return min(int(y * h), h - 1), min(int(x * w), w - 1)
+
+    def _box(self, box: Box) -> GridBox:
+        """Cells that a box touches: at least one, whatever rounding says of a thin one."""
+        h, w = self.grid
+        top, left = self._cell(box.x0, box.y0)
+        right, bottom = math.ceil(box.x1 * w), math.ceil(box.y1 * h)
+        return left, top, max(right, left + 1), max(bottom, top + 1)
 
     def _mask(self, region: Region) -> Bool[Tensor, "h w"]:
         mask = torch.zeros(self.grid, dtype=torch.bool)

@@ -90,7 +90,7 @@ class TorchEngine:
     def __init__(self, models: ModelCache) -> None:
         self._models = models
         self.device = str(models.device)
-        self.dtype = str(models.dtype).removeprefix("torch.")
+        self.dtype = str(models.dtype or "auto").removeprefix("torch.")
 
     @classmethod
     def from_settings(cls, settings: WorkerSettings) -> TorchEngine:
@@ -106,7 +106,7 @@ class TorchEngine:
             torch.set_num_threads(settings.num_threads)
         device = resolve_device(settings.device)
         catalogue = Catalogue((BUILTIN_DIR, *settings.registry_dirs))
-        dtype = resolve_dtype(settings.dtype, device)
+        dtype = None if settings.dtype == "auto" else resolve_dtype(settings.dtype, device)
         shared = None
         if total := settings.reference_storage_bytes:
             entry_bytes = min(total // 4, LARGEST_SHARED_BYTES)

@@ -100,7 +100,7 @@ class YuNetFaces:
             import cv2
         except ImportError as error:
             raise NoFaceDetector(
-                "the face detector yunet needs OpenCV: pip install 'readout-service[faces]'"
+                "the face detector yunet needs OpenCV: pip install -e '.[faces]'"
             ) from error
         if model_path is None or not model_path.is_file():
             raise NoFaceDetector(

@@ -11,6 +11,7 @@ import torch
 
 from heads_registry.adapters import LoadedAdapter, load_adapter
 from heads_registry.base_model import BaseModel
+from heads_registry.device import resolve_dtype
 from heads_registry.loading import check_fit, load_head
 from heads_registry.manifest import Catalogue, HeadManifest
 from heads_registry.networks import ReadoutHead
@@ -41,7 +42,8 @@ class ModelCache:
     """Loads models, heads and adapters once and keeps them while they fit into `budget_bytes`.
 
     A model takes its heads and adapters with it when it goes. What was asked for last is never
-    dropped, with its model, even where that alone is larger than the budget.
+    dropped, with its model, even where that alone is larger than the budget. A `dtype` of None is
+    what suits the device and each model.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class ModelCache:
         catalogue: Catalogue,
         budget_bytes: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         references: ReferenceCache | None = None,
         load_faces: LoadFaces = load_detector,
     ) -> None:
@@ -74,7 +76,9 @@ class ModelCache:
         """
         model = self._loaded.get((name, ""))
         if not isinstance(model, BaseModel):
-            model = BaseModel.load(self.catalogue.model(name), self.device, self.dtype)
+            manifest = self.catalogue.model(name)
+            dtype = self.dtype or resolve_dtype("auto", self.device, manifest.cpu_dtype)
+            model = BaseModel.load(manifest, self.device, dtype)
         self._use((name, ""), model)
         return model
 
@@ -90,8 +94,8 @@ class ModelCache:
         key = (model_name, manifest.id)
         if key not in self._heads:
             check_fit(manifest, model.unet)
-            dtype = torch.promote_types(self.dtype, torch.float32)
-            self._heads[key] = LoadedHead(manifest, load_head(manifest, self.device, dtype))
+            network = load_head(manifest, self.device, model.latent_dtype)
+            self._heads[key] = LoadedHead(manifest, network)
         return self._heads[key]
 
     def adapter(self, model_name: str, adapter_name: str) -> LoadedAdapter:

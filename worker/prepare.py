@@ -24,7 +24,7 @@ from worker.guidance import ReadoutTarget
 from worker.init_image import Beginning, beginning
 from worker.models import LoadedAdapter, LoadedHead
 from worker.reference import Trajectory, TrajectoryReadouts
-from worker.references import POOR_PSNR_DB, References, guided_or_last
+from worker.references import POOR_PSNR_DB, Noise, References, guided_or_last
 from worker.sampler import SampleItem
 
 
@@ -108,9 +108,7 @@ class Prepared:
 
     def _items(self) -> list[SampleItem]:
         request, sweep = self.request, self.request.weight_sweep
-        start = None
-        if request.start == "reference" and self.reference is not None:
-            start = self.reference.latents[0]
+        noise = self._noise()
         animation = request.output.animation
         items = []
         for index, seed in enumerate(request.seeds):
@@ -125,7 +123,7 @@ class Prepared:
                     seed,
                     targets,
                     self.adapters,
-                    start=start,
+                    start=noise.latents if noise else None,
                     init=self.beginning.latents if self.beginning else None,
                     repaint=self.beginning.repaint if self.beginning else None,
                     twin=twin,
@@ -203,10 +201,17 @@ class Prepared:
         pairs = zip(self.request.controls, self.heads, strict=True)
         compared = [(c, h) for c, h in pairs if _compares_with(c, "original")]
         steps = self._steps([control for control, _ in compared])
-        reference = self._original_reference(seed)
-        heads = [head for _, head in compared]
-        self._originals = {seed: self.references.provide(reference, heads, steps, self.beginning)}
-        return self._originals[seed]
+        reference, heads = self._original_reference(seed), [head for _, head in compared]
+        original = self.references.provide(reference, heads, steps, self.beginning, self._noise())
+        self._originals = {seed: original}
+        return original
+
+    def _noise(self) -> Noise | None:
+        """The reference's, where pictures begin with it."""
+        reference = self.request.reference
+        if self.request.start != "reference" or reference is None or self.reference is None:
+            return None
+        return Noise.of(reference, self.reference)
 
     def _original_reference(self, seed: int) -> SampledReference:
         request = self.request

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from heads_registry.base_model import BaseModel, Pixels
+from heads_registry.base_model import BaseModel, Latents, Pixels
 from jobs.request import InvertedReference, SampledReference
 from worker.controls import LoadImage
 from worker.images import to_images
@@ -34,6 +34,19 @@ POOR_PSNR_DB = 20.0
 
 class InversionFailed(Exception):
     """A picture cannot be inverted; the message says what may help."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """First latents that are another reference's, and what tells them from others."""
+
+    latents: Latents
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, reference: SampledReference | InvertedReference, trajectory: Trajectory) -> Noise:
+        """A reference's, from its trajectory."""
+        return cls(trajectory.latents[0], _asked(reference))
 
 
 @dataclass
@@ -64,6 +77,7 @@ class References:
         heads: Iterable[LoadedHead],
         steps: Iterable[int],
         beginning: Beginning | None = None,
+        noise: Noise | None = None,
     ) -> Trajectory:
         """A trajectory with the readouts of these heads at these steps.
 
@@ -72,13 +86,18 @@ class References:
             heads: that read it.
             steps: at which they do.
             beginning: what it starts from in the place of its noise alone.
+            noise: what it starts from in the place of its seed's.
 
         Raises:
             InversionFailed: the picture's reconstruction is not finite.
         """
         readers = list({head.manifest.sha256: _reader(head) for head in heads}.values())
         item, plan = self._item(reference, beginning)
-        key = reference_key(self._facts(reference, plan, beginning))
+        facts = self._facts(reference, plan, beginning)
+        if noise is not None:
+            item = replace(item, start=noise.latents)
+            facts["noise"] = noise.facts
+        key = reference_key(facts)
         branches = branches_of(self.plan.branch)
         known = self.cache.find(key)
         if known is None:
@@ -143,9 +162,7 @@ class References:
     ) -> dict[str, Any]:
         manifest = self.model.manifest
         assert manifest is not None
-        asked = reference.model_dump(mode="json", exclude={"origin", "image"})
-        if isinstance(reference, InvertedReference):
-            asked["image"] = reference.image.sha256
+        asked = _asked(reference)
         if beginning is not None:
             asked["init_image"] = beginning.facts
         return {
@@ -209,3 +226,11 @@ def _reader(head: LoadedHead) -> Reader:
     return Reader(
         manifest.sha256, head.network, manifest.feature_taps, manifest.timestep_convention
     )
+
+
+def _asked(reference: SampledReference | InvertedReference) -> dict[str, Any]:
+    """What a request says of a reference, with the picture's hash in its place."""
+    asked = reference.model_dump(mode="json", exclude={"origin", "image"})
+    if isinstance(reference, InvertedReference):
+        asked["image"] = reference.image.sha256
+    return asked

@@ -26,7 +26,7 @@ from heads_registry.training.progress import MissingExtra
 
 Annotator = Callable[[Image.Image], Image.Image]
 
-EXTRA = "pip install 'readout-service[annotate]'"
+EXTRA = "pip install -e '.[annotate]'"
 CHECKPOINTS = "lllyasviel/Annotators"
 DETECTORS = {"pose": "OpenposeDetector", "depth": "MidasDetector", "edge": "HEDdetector"}
 SIGNALS = ("canny", *DETECTORS)
@@ -126,9 +126,7 @@ def canny(low: float = 100, high: float = 200) -> Annotator:
     try:
         import cv2
     except ImportError as error:
-        raise MissingExtra(
-            "canny edges need OpenCV: pip install 'readout-service[train]'"
-        ) from error
+        raise MissingExtra("canny edges need OpenCV: pip install -e '.[train]'") from error
 
     def edges(image: Image.Image) -> Image.Image:
         grey = cv2.GaussianBlur(np.asarray(image.convert("L")), (3, 3), 0)

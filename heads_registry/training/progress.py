@@ -80,7 +80,7 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra(
-                "--tensorboard needs tensorboard: pip install 'readout-service[train]'"
+                "--tensorboard needs tensorboard: pip install -e '.[train]'"
             ) from error
         self._writer = SummaryWriter(str(directory))
 

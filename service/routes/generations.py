@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import errors as jobs_errors
-from jobs.record import JobRecord, JobState
+from jobs.record import JobRecord, JobState, is_job_id
 from service import answers, schemas
 from service.auth import CallerDep
 from service.content_types import require_json
@@ -30,13 +29,12 @@ from service.services import Services, ServicesDep
 from service.views import generation_summary, generation_view, preview_event
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
-_GENERATION_ID = re.compile(r"gen_[0-9a-f]{24}")
 
 
 async def _generation_id(
     generation_id: Annotated[str, Path(description="`id` of a generation")],
 ) -> str:
-    if not _GENERATION_ID.fullmatch(generation_id):
+    if not is_job_id(generation_id):
         raise NotFound("no generation has this id; it is not even of the form of one")
     return generation_id
 

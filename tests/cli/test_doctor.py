@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+import cli
 import doctor
 from jobs.connection import connect
 from jobs.references import REFERENCES
 from jobs.settings import CoreSettings
 from jobs.store import ObjectStore
+from stack.datadir import DataDir
 from stack.servers import Server
 from tests.servers import S3, running_valkey, settings_for
 
@@ -30,6 +33,27 @@ def test_the_embedded_servers_are_well(core_settings: CoreSettings) -> None:
     assert found["model mannequin-64"].says.startswith("files are there")
     assert found["adapter mannequin-64/pose-controlnet"].says == "files are there, 1 hashes"
     assert any(line.startswith("WEAK  workers: none is alive") for line in lines)
+
+
+def test_it_finds_the_servers_of_a_running_stack(
+    core_settings: CoreSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    access_key, secret = core_settings.s3_access_key_id, core_settings.s3_secret_access_key
+    assert access_key is not None
+    assert secret is not None
+    servers = {
+        "READOUT_REDIS_URL": core_settings.redis_url.get_secret_value(),
+        "READOUT_S3_ENDPOINT_URL": core_settings.s3_endpoint_url,
+        "READOUT_S3_ACCESS_KEY_ID": access_key.get_secret_value(),
+        "READOUT_S3_SECRET_ACCESS_KEY": secret.get_secret_value(),
+    }
+    for name in ("REDIS_URL", "READOUT_S3_BUCKET", *servers):
+        monkeypatch.setenv(name, "-")  # so that what the command sets is taken back
+        monkeypatch.delenv(name)
+    DataDir(tmp_path).publish_servers(servers)
+    examined = CliRunner().invoke(cli.app, ["doctor", "--data-dir", str(tmp_path)])
+    assert "ok    redis persistence" in examined.stdout
+    assert "ok    storage" in examined.stdout
 
 
 def test_weak_redis_settings_are_named_with_their_remedy(tmp_path: Path, s3: S3) -> None:

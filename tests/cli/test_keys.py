@@ -22,13 +22,14 @@ def test_create_list_revoke(
     url = core_settings.redis_url.get_secret_value()
     monkeypatch.setenv("READOUT_REDIS_PREFIX", core_settings.redis_prefix)
     for name in ("REDIS_URL", "READOUT_REDIS_URL"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "-")  # so that what the command sets is taken back
+        monkeypatch.delenv(name)
     where = ["--data-dir", str(tmp_path)]
     if by == "environment":
         monkeypatch.setenv("REDIS_URL", url)
     else:
-        DataDir(tmp_path).publish_redis(url)
-        assert (tmp_path / "redis-url").stat().st_mode & 0o077 == 0
+        DataDir(tmp_path).publish_servers({"READOUT_REDIS_URL": url})
+        assert (tmp_path / "servers.json").stat().st_mode & 0o077 == 0
     made = runner.invoke(cli.app, ["keys", "create", "the shop", *where])
     assert made.exit_code == 0, made.output
     token = re.fullmatch(r"(rdo_([0-9a-f]{16})_[\w-]{43})\n", made.stdout)

@@ -8,7 +8,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from jobs.connection import connect
+from jobs.connection import connect, redis_errors
 from jobs.events import EventLog
 from jobs.queue import ENTRY_POINT, JobQueue, TicketWriter, open_queue
 from jobs.record import Failure, FailureCode, JobState, Progress, RecordStore
@@ -55,8 +55,12 @@ def test_tickets_are_written_in_order_and_none_is_lost_when_the_gateway_ends(
     TicketWriter(queue).close()  # one that wrote nothing
 
 
+@pytest.mark.parametrize("error", [None, "BUSY a script", "WRONGTYPE a bug"])
 def test_tickets_go_on_after_an_outage(
-    queue: JobQueue, core_settings: CoreSettings, monkeypatch: pytest.MonkeyPatch
+    queue: JobQueue,
+    core_settings: CoreSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    error: str | None,
 ) -> None:
     nobody = SecretStr("redis://127.0.0.1:1/0")
     away = JobQueue(core_settings.model_copy(update={"redis_url": nobody}))
@@ -65,6 +69,9 @@ def test_tickets_go_on_after_an_outage(
     def fail_once(job_ids: Sequence[str]) -> None:
         monkeypatch.undo()
         tried.set()
+        if error is not None:
+            with redis_errors():
+                raise redis.ResponseError(error)
         away.enqueue_ids(job_ids)
 
     monkeypatch.setattr(queue, "enqueue_ids", fail_once)

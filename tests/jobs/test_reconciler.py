@@ -5,9 +5,11 @@ import time
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from jobs import reconciler as module
 from jobs.batches import BatchItem, BatchStore
+from jobs.errors import ObjectNotFound
 from jobs.keys import canceling_key, ended_batches_key, expiring_key, sweep_key
 from jobs.queue import JobQueue
 from jobs.reconciler import Reconciler, run_forever
@@ -249,6 +251,18 @@ def test_it_runs_until_it_is_told_to_stop(
     thread.join(timeout=10)
     assert not thread.is_alive()
     assert list(queue.waiting()) == [job]
+
+
+def test_it_makes_the_bucket_where_it_is_the_first_to_start(
+    reconciler: Reconciler, store: ObjectStore, client: redis.Redis
+) -> None:
+    store._client.delete_bucket(Bucket=store._bucket)
+    with pytest.raises(ObjectNotFound):
+        store.ping()
+    with capture_logs() as said:
+        reconciler.reconcile_once()
+    store.ping()
+    assert not [entry for entry in said if entry["event"] == "reconciler.storage_unavailable"]
 
 
 def test_uploads_expire_unless_a_waiting_job_needs_them(

@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import redis
+from pydantic import ValidationError
 
+from jobs.keys import record_key
+from jobs.reconciler import Reconciler
+from jobs.record import RecordStore
 from jobs.request import GenerationRequest
+from jobs.settings import CoreSettings
+from tests.jobs.samples import a_request, let_lease_expire
 
 DATA = Path(__file__).parent / "data"
 
@@ -16,3 +23,17 @@ def test_requests_of_earlier_versions_are_read_as_they_were_meant(path: Path) ->
     written = json.loads(path.read_text())
     read = GenerationRequest.model_validate(written).model_dump(mode="json")
     assert {name: read[name] for name in written} == written
+
+
+def test_a_worker_that_does_not_know_a_field_costs_an_attempt_and_loses_nothing(
+    records: RecordStore, reconciler: Reconciler, client: redis.Redis, core_settings: CoreSettings
+) -> None:
+    job = records.create(a_request()).id
+    key = record_key(core_settings, job)
+    newer = json.loads(client.hget(key, "request")) | {"of_tomorrow": 1}
+    client.hset(key, "request", json.dumps(newer))
+    with pytest.raises(ValidationError, match="of_tomorrow"):
+        records.take("older worker")
+    let_lease_expire(client, core_settings, job)
+    reconciler.reconcile_once()
+    assert client.hmget(key, ["state", "attempt"]) == ["queued", "1"]

@@ -328,6 +328,44 @@ def test_lone_surrogates_are_refused(client: httpx.Client) -> None:
         problem(answer, 422, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        r'"reference": {"base64": "\ud800"}, "task": "appearance"',
+        r'"init_image": {"base64": "\ud800"}',
+        r'"model": "\ud800"',
+        r'"controls": [{"type": "spatial", "head": "\ud800", "image": {"upload_id": "x"}}]',
+        r'"adapters": [{"type": "controlnet", "model": "\ud800", "image": {"base64": "\ud800"}}]',
+    ],
+)
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+def test_lone_surrogates_are_refused_wherever_they_are(
+    client: httpx.Client, field: str, headers: dict[str, str]
+) -> None:
+    body = '{"prompt": "a", ' + field + "}"
+    headers = headers | {"Content-Type": "application/json"}
+    answer = client.post("/v1/generations", content=body, headers=headers)
+    assert 400 <= answer.status_code < 500, answer.text
+
+
+@pytest.mark.parametrize(
+    "id", ["gen_000000000000000000000000:events", "gen_x", "../../x", "gen_" + "0" * 5000]
+)
+def test_a_reference_s_id_is_nothing_but_an_id(client: httpx.Client, id: str) -> None:
+    for asked in ({"reference": {"generation": id}}, {"init_image": {"generation": id}}):
+        answer = client.post("/v1/generations", json={"prompt": "a", **asked})
+        assert answer.status_code in (404, 422), answer.text
+
+
+@pytest.mark.parametrize(
+    "box", [{"x0": 0, "y0": 0, "x1": 5e-324, "y1": 64}, {"x0": 1, "y0": 0, "x1": 1, "y1": 2}]
+)
+def test_a_box_without_area_is_refused(client: httpx.Client, box: dict[str, float]) -> None:
+    asked = {"prompt": "a", "model": "whole", "unit": "px", "reference": {"prompt": "a", "seed": 1}}
+    answer = client.post("/v1/generations", json=asked | {"region": {"boxes": [box]}})
+    assert "x0 < x1" in problem(answer, 422, "invalid_request")["detail"]
+
+
 def test_only_the_first_of_many_errors_are_listed(client: httpx.Client) -> None:
     asked = {"prompt": "a"} | {f"field_{index}": 1 for index in range(50)}
     found = problem(client.post("/v1/generations", json=asked), 422, "invalid_request")

@@ -265,7 +265,8 @@ def test_an_id_of_the_future_does_not_wait_forever(
     events = listen(client, job, after="99999999999999-0")
     timer.join()
     assert [event.type for event in events if event.id] == ["canceled"]
-    problem(client.get(path(job), headers={"Last-Event-ID": "x"}), 422, "invalid_request")
+    for wrong in ("x", "0-99999999999999999999", "99999999999999999999-0"):
+        problem(client.get(path(job), headers={"Last-Event-ID": wrong}), 422, "invalid_request")
     problem(client.get(path("gen_" + "0" * 24)), 404, "not_found")
 
 

@@ -78,6 +78,13 @@ def test_dragging_a_generated_image(client: httpx.Client) -> None:
     assert found["reference"]["guidance_scale"] == 5.0
 
 
+def test_a_drag_has_the_eta_of_the_noise_that_it_begins_with(client: httpx.Client) -> None:
+    lively = SEEDED | {"eta": 0.7}
+    assert effective(client, drag(reference=lively))["eta"] == 0.7
+    assert effective(client, drag(reference=lively, eta=0.2))["eta"] == 0.2
+    assert effective(client, drag(reference=lively, start="seed"))["eta"] == 0.0
+
+
 def test_dragging_a_real_image(client: httpx.Client, records: RecordStore) -> None:
     created = create(client, drag(reference=INLINE, prompt="a wolf"))
     assert created["request"]["guidance_scale"] == 3.5

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from heads_registry.device import resolve_device, resolve_dtype
-from heads_registry.manifest import Catalogue
+from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from jobs.request import GenerationRequest, Keypoint, OutputOptions, Pose, SpatialControl
 from tests.tiny import FAMILY
 from worker.controls import control_image
@@ -121,7 +121,19 @@ def test_auto_chooses_what_the_machine_does_fast() -> None:
     device = resolve_device("auto")
     assert device.type in ("cpu", "cuda")
     assert resolve_dtype("float32", device) is torch.float32
-    assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    cpu = torch.device("cpu")
+    assert resolve_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert resolve_dtype("auto", cpu, "bfloat16") is torch.bfloat16
+    assert resolve_dtype("float16", cpu, "bfloat16") is torch.float16
+
+
+def test_a_model_s_manifest_says_what_auto_means_on_a_cpu() -> None:
+    catalogue = Catalogue([BUILTIN_DIR])
+    assert catalogue.model("mannequin-64").cpu_dtype == "float32"
+    assert ModelCache(catalogue, 2**34, dtype=None).model("mannequin-64").dtype is torch.float32
+    asked = ModelCache(catalogue, 2**34, dtype=torch.bfloat16)
+    assert asked.model("mannequin-64").dtype is torch.bfloat16
+    assert asked.head("mannequin-64", "pose").network.mixing_weights.dtype is torch.float32
 
 
 def test_parameters_travel_inside_the_png_unless_they_are_not_wanted() -> None:

@@ -26,7 +26,7 @@ from jobs.request import (
     StoredImage,
 )
 from tests.tiny import FAMILY
-from worker.controls import InvalidControl
+from worker.controls import Canvas, InvalidControl
 from worker.execute import Execution, execute, execute_together
 from worker.models import ModelCache
 from worker.reference_cache import ReferenceCache, reference_key
@@ -234,6 +234,33 @@ def test_identity_inside_the_boxes_and_the_original_outside(fresh: ModelCache) -
         assert guided[0] < unguided[0]
         assert unguided[1] == pytest.approx(0, abs=1e-3)
     assert [image.size for image in both.readouts[0]] == [(8, 8), (8, 8)]
+
+
+def test_the_original_of_a_picture_that_begins_with_an_inverted_reference_does_so_too(
+    fresh: ModelCache,
+) -> None:
+    around = appearance(towards="original", weight=0.0, span=(0.0, 1.0))
+    for asked in ({"reference": INVERTED}, {"reference": INVERTED, "eta": 0.5, "seed": 9}):
+        still = run(fresh, request(controls=(around,), **asked))
+        assert still.distances[0][0] == pytest.approx(0, abs=1e-3)
+        assert forwards(run(fresh, request(controls=(around,), **asked))) == 0
+
+
+@pytest.mark.parametrize("edge", [0.9999999999999999, 0.99999994])
+def test_what_rounding_puts_on_the_edge_lies_in_the_last_cell(
+    fresh: ModelCache, edge: float
+) -> None:
+    points = correspondence(drag(0.3, 0.5, edge, edge), span=(0.0, 1.0))
+    assert run(fresh, request(controls=(appearance(), points))).images
+    thin = Box(x0=0.041666666666666664, y0=0.2, x1=0.04166666666666667, y1=edge)
+    pair = (BoxPair(reference=thin, picture=thin),)
+    canvas = Canvas(fresh.model("tiny"), request(width=96, controls=()))
+    left, top, right, bottom = canvas._box(thin)
+    assert (left, right) == (1, 2)
+    assert (top, bottom) == (1, canvas.grid[0])
+    identity = IdentityControl(head="tiny/identity", boxes=pair, weight=1.0, span=(0.0, 1.0))
+    asked: dict[str, Any] = {"task": "identity", "start": "seed", "width": 96}
+    assert run(fresh, request(controls=(identity,), **asked)).images
 
 
 def test_a_reconstruction_is_measured_and_a_poor_one_is_told(fresh: ModelCache) -> None:
