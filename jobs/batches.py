@@ -37,7 +37,10 @@ CHUNK = 200
 
 
 class BatchState(StrEnum):
-    """Where a batch is; the last four are final, until failed jobs are tried again."""
+    """Where a batch is; the last four are final, until failed jobs are tried again.
+
+    One that has ended is ``canceled`` when any of its jobs is, whoever canceled it.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -71,7 +74,6 @@ class BatchRecord(BaseModel):
     finished_at: datetime | None = None
     total: int
     counts: dict[JobState, int] = Field(description="jobs by state; they add up to `total`")
-    cancel_requested: bool = False
     manifest_key: str | None = Field(None, description="once it has ended and been written")
 
     @property
@@ -82,10 +84,12 @@ class BatchRecord(BaseModel):
             return BatchState.QUEUED
         if counts[JobState.QUEUED] + counts[JobState.RUNNING]:
             return BatchState.RUNNING
-        for state in (BatchState.SUCCEEDED, BatchState.FAILED, BatchState.CANCELED):
+        if counts[JobState.CANCELED]:
+            return BatchState.CANCELED
+        for state in (BatchState.SUCCEEDED, BatchState.FAILED):
             if counts[JobState(state.value)] == self.total:
                 return state
-        return BatchState.CANCELED if self.cancel_requested else BatchState.PARTIALLY_FAILED
+        return BatchState.PARTIALLY_FAILED
 
 
 class BatchStore:
@@ -163,20 +167,18 @@ class BatchStore:
 
         Raises:
             JobNotFound: no such batch.
-            StateConflict: it has ended otherwise.
+            StateConflict: it has ended otherwise, maybe just now.
         """
         record = self.get(batch)
-        if record.state.terminal:
-            if record.state is not BatchState.CANCELED:
-                raise StateConflict(f"batch {batch} is {record.state}", record.state)
-            return record
-        with redis_errors():
-            self._redis.hset(batch_key(self._settings, batch), "cancel_requested", 1)
-        lease_ms = int(self._settings.lease_s * 1000)
-        self._transitions.run_each(
-            "CANCEL", self.job_ids(batch), self._settings.record_ttl_s, lease_ms
-        )
-        return self.get(batch)
+        if not record.state.terminal:
+            lease_ms = int(self._settings.lease_s * 1000)
+            self._transitions.run_each(
+                "CANCEL", self.job_ids(batch), self._settings.record_ttl_s, lease_ms
+            )
+            record = self.get(batch)
+        if record.state.terminal and record.state is not BatchState.CANCELED:
+            raise StateConflict(f"batch {batch} is {record.state}", record.state)
+        return record
 
     def retry(self, batch: str, request_id: str) -> Sequence[str]:
         """New jobs in the places of the failed ones; returns their ids.
@@ -241,7 +243,6 @@ def _parse(fields: dict[str, str]) -> BatchRecord:
         finished_at=_time(finished_at) if finished_at else None,
         total=int(fields["total"]),
         counts=counts,
-        cancel_requested=fields.get("cancel_requested") == "1",
         manifest_key=fields["manifest_key"] if written else None,
     )
 

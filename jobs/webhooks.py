@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -69,6 +70,8 @@ class EndpointStore:
     def __init__(self, client: redis.Redis, settings: CoreSettings) -> None:
         self._redis = client
         self._settings = settings
+        self._add = client.register_script(_ADD)
+        self._replace = client.register_script(_REPLACE)
 
     def create(
         self, owner: str, url: str, events: Sequence[str] = (), description: str = ""
@@ -78,8 +81,6 @@ class EndpointStore:
         Raises:
             TooManyEndpoints: the owner has as many as one may.
         """
-        if len(self.list(owner)) >= MAX_ENDPOINTS:
-            raise TooManyEndpoints(f"there are {MAX_ENDPOINTS} webhook endpoints; delete one")
         endpoint = Endpoint(
             id=f"whe_{secrets.token_hex(12)}",
             url=url,
@@ -88,7 +89,13 @@ class EndpointStore:
             secrets=(WebhookSecret.generate(),),
             created_at=datetime.now(UTC),
         )
-        return self.save(owner, endpoint)
+        text = endpoint.model_dump_json()
+        with redis_errors():
+            keys = [self._key(owner)]
+            added = self._add(keys=keys, args=[endpoint.id, text, INLINE, MAX_ENDPOINTS])
+        if not added:
+            raise TooManyEndpoints(f"there are {MAX_ENDPOINTS} webhook endpoints; delete one")
+        return endpoint
 
     def list(self, owner: str) -> Sequence[Endpoint]:
         """The owner's endpoints, oldest first, without `inline`."""
@@ -104,24 +111,23 @@ class EndpointStore:
         Raises:
             EndpointNotFound: there is none of that id, or it is another's.
         """
-        with redis_errors():
-            text = cast("str | None", self._redis.hget(self._key(owner), endpoint_id))
-        if text is not None:
-            return Endpoint.model_validate_json(text)
-        if endpoint_id != INLINE:
-            raise EndpointNotFound(f"no webhook endpoint {endpoint_id!r}")
-        made = Endpoint(
-            id=INLINE, url="", secrets=(WebhookSecret.generate(),), created_at=datetime.now(UTC)
-        )
-        with redis_errors():
-            self._redis.hsetnx(self._key(owner), INLINE, made.model_dump_json())
-        return self.get(owner, INLINE)  # the one that came first
+        return Endpoint.model_validate_json(self._read(owner, endpoint_id))
 
-    def save(self, owner: str, endpoint: Endpoint) -> Endpoint:
-        """Keep it as it is now."""
-        with redis_errors():
-            self._redis.hset(self._key(owner), endpoint.id, endpoint.model_dump_json())
-        return endpoint
+    def change(
+        self, owner: str, endpoint_id: str, changed: Callable[[Endpoint], Endpoint]
+    ) -> Endpoint:
+        """What `changed` makes of it; asked again where another change came in between.
+
+        Raises:
+            EndpointNotFound: there is none of that id, or it is another's.
+        """
+        while True:
+            before = self._read(owner, endpoint_id)
+            after = changed(Endpoint.model_validate_json(before))
+            arguments = [endpoint_id, before, after.model_dump_json()]
+            with redis_errors():
+                if self._replace(keys=[self._key(owner)], args=arguments):
+                    return after
 
     def rotate(self, owner: str, endpoint_id: str) -> Endpoint:
         """Sign with a new secret, and with the one before it for another day.
@@ -129,19 +135,13 @@ class EndpointStore:
         Raises:
             EndpointNotFound: there is none of that id, or it is another's.
         """
-        endpoint, now = self.get(owner, endpoint_id), datetime.now(UTC)
-        before = endpoint.secrets[0].model_copy(update={"until": now + OVERLAP})
-        older = [one for one in endpoint.secrets[1:] if one.until and one.until > now]
-        rotated = (WebhookSecret.generate(), before, *older[:3])
-        return self.save(owner, endpoint.model_copy(update={"secrets": rotated}))
+        return self.change(owner, endpoint_id, _rotated)
 
     def disable(self, owner: str, endpoint_id: str, reason: str) -> None:
         """Tell it nothing more until it is enabled again; one that is gone stays gone."""
-        try:
-            endpoint = self.get(owner, endpoint_id)
-        except EndpointNotFound:
-            return
-        self.save(owner, endpoint.model_copy(update={"disabled_reason": reason}))
+        changes = {"disabled_reason": reason}
+        with suppress(EndpointNotFound):
+            self.change(owner, endpoint_id, lambda one: one.model_copy(update=changes))
 
     def delete(self, owner: str, endpoint_id: str) -> None:
         """Forget it; what is not yet delivered to it will not be.
@@ -153,5 +153,45 @@ class EndpointStore:
             if endpoint_id == INLINE or not self._redis.hdel(self._key(owner), endpoint_id):
                 raise EndpointNotFound(f"no webhook endpoint {endpoint_id!r} that can be deleted")
 
+    def _read(self, owner: str, endpoint_id: str) -> str:
+        """One of the owner's as it is kept; `inline` is made where there is none."""
+        with redis_errors():
+            text = cast("str | None", self._redis.hget(self._key(owner), endpoint_id))
+        if text is not None:
+            return text
+        if endpoint_id != INLINE:
+            raise EndpointNotFound(f"no webhook endpoint {endpoint_id!r}")
+        made = Endpoint(
+            id=INLINE, url="", secrets=(WebhookSecret.generate(),), created_at=datetime.now(UTC)
+        )
+        with redis_errors():
+            self._redis.hsetnx(self._key(owner), INLINE, made.model_dump_json())
+        return self._read(owner, INLINE)  # the one that came first
+
     def _key(self, owner: str) -> str:
         return endpoints_key(self._settings, owner)
+
+
+def _rotated(endpoint: Endpoint) -> Endpoint:
+    now = datetime.now(UTC)
+    before = endpoint.secrets[0].model_copy(update={"until": now + OVERLAP})
+    older = [one for one in endpoint.secrets[1:] if one.until and one.until > now]
+    rotated = (WebhookSecret.generate(), before, *older[:3])
+    return endpoint.model_copy(update={"secrets": rotated})
+
+
+# Either may be sent twice: what already is as it should be is no refusal.
+_ADD = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 1 end
+local registered = redis.call('HLEN', KEYS[1]) - redis.call('HEXISTS', KEYS[1], ARGV[3])
+if registered >= tonumber(ARGV[4]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+
+_REPLACE = """
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if found ~= ARGV[2] and found ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import (
     Field,
+    GetPydanticSchema,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+from pydantic_core import core_schema
 
 from jobs.batches import BatchState
 from jobs.record import JobState
@@ -58,6 +60,17 @@ class BatchParameters(Strict):
     items: Annotated[
         tuple[CheckedItem, ...], Field(strict=False, min_length=1, max_length=MAX_ITEMS)
     ]
+
+
+UncheckedBatch = Annotated[
+    Any,
+    GetPydanticSchema(
+        lambda _, handler: core_schema.json_or_python_schema(
+            json_schema=handler(BatchParameters), python_schema=core_schema.any_schema()
+        )
+    ),
+]
+"""Anything, described as `BatchParameters`: for a route that checks it beside the event loop."""
 
 
 class BatchCounts(Strict):

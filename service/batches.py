@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from jobs.batches import BatchItem, BatchRecord
@@ -32,7 +34,6 @@ from service.errors import (
     PayloadTooLarge,
 )
 from service.idempotency import bind, claimed
-from service.problems import field_errors
 from service.resolve import resolve
 from service.services import Services
 from service.views import failure_view
@@ -62,13 +63,9 @@ def create_batch(
 
     Raises:
         InvalidBatch: with the errors of every item.
-        PayloadTooLarge: more items than `max_batch_items`.
         KeyReused, KeyInFlight: see jobs/idempotency.py.
         QueueFull, QueueUnavailable, StorageUnavailable: it cannot be taken now.
     """
-    most = services.settings.max_batch_items
-    if len(asked.items) > most:
-        raise PayloadTooLarge(f"{len(asked.items)} items; a batch may have {most}")
     items = [item for item in asked.items if isinstance(item, BatchItemParameters)]
     wrong = len(items) < len(asked.items)
     key = None if wrong else bind(idempotency_key, caller.owner, ROUTE, asked)
@@ -148,26 +145,46 @@ def _item_of(error: FieldError) -> str:
     return (error.pointer or "").split("/")[2]
 
 
-def parse_lines(data: bytes) -> BatchParameters:
+def parse_body(body: Any, most: int) -> BatchParameters:
+    """A JSON body, checked as FastAPI would, but whole items only where they are not too many.
+
+    Raises:
+        PayloadTooLarge: more than `most` items.
+        RequestValidationError: it is no batch.
+    """
+    items = body.get("items") if isinstance(body, dict) else None
+    if isinstance(items, list) and len(items) > most:
+        raise _too_many(most)
+    try:
+        return BatchParameters.model_validate(body, from_attributes=True)
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+        raise RequestValidationError(found, body=body) from error
+
+
+def parse_lines(data: bytes, most: int) -> BatchParameters:
     """JSON lines, an item each, as POST /v1/batches would have them; blank ones are skipped.
 
     Raises:
         MalformedRequest: a line is not JSON; names it.
-        InvalidRequest: no line, or too many.
+        PayloadTooLarge: more than `most` items; the rest is not read.
+        RequestValidationError: no item.
     """
-    items = []
-    for number, line in enumerate(data.splitlines(), 1):
+    items: list[Any] = []
+    for number, line in enumerate(io.BytesIO(data), 1):
         if not line.strip():
             continue
+        if len(items) == most:
+            raise _too_many(most)
         try:
             items.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise MalformedRequest(f"line {number} is not JSON in UTF-8: {error}") from error
-    try:
-        return BatchParameters.model_validate({"items": items})
-    except ValidationError as error:
-        found = field_errors(error.errors(include_url=False), {"items": items})
-        raise InvalidRequest(f"items: {found[0].detail}", errors=found) from error
+    return parse_body({"items": items}, most)
+
+
+def _too_many(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"too many items; a batch may have {most}")
 
 
 def batch_view(record: BatchRecord, services: Services) -> BatchView:

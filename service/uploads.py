@@ -31,6 +31,7 @@ MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten; thousands of empty ones are a way to burn time."""
 
 _WAIT_S = 20.0
+_STRIP_ROWS = 32
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -226,11 +227,21 @@ def _orientation(image: Image.Image) -> int:
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """L, RGB or RGBA, as the file's mode and transparency ask for."""
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        return _from_16_bit(image)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         return image.convert("RGBA")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """L, rounded; in strips, so that what numpy takes does not grow with the picture."""
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        strip = np.asarray(image.crop((0, top, image.width, bottom)))
+        wide = strip.astype(np.int32).clip(0, 65535)
+        grey.paste(Image.fromarray(((wide + 128) // 257).astype(np.uint8)), (0, top))
+    return grey
 
 
 def _scale_down(image: Image.Image, max_side_px: int) -> Image.Image:

@@ -7,14 +7,17 @@ goes to the address that was checked, so a name that changes its mind in between
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
+from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
 MAX_URL_CHARS = 2000
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out; without NAT64, site-local and IPv4-compatible addresses."""
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
+"""RFC 9637; Python 3.11 does not know of it."""
 
 
 class ForbiddenTarget(Exception):
@@ -57,21 +60,29 @@ def is_public(address: _Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if address.sixtofour is not None or address.teredo is not None or address in _NAT64:
+        if address.sixtofour is not None or address.teredo is not None:
+            return False
+        if address not in _UNICAST or address in _DOCUMENTATION:
             return False
     return address.is_global and not address.is_multicast
 
 
-async def resolve_pinned(host: str, port: int, *, allow_insecure: bool) -> str:
-    """The address to connect to.
+def look_up(host: str, port: int) -> Sequence[str]:
+    """All addresses of a name; blocks for as long as its name servers like.
 
     Raises:
-        ForbiddenTarget: one of the name's addresses is not public.
         OSError: the name cannot be resolved.
     """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [str(info[4][0]).partition("%")[0] for info in found]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(info[4][0]).partition("%")[0] for info in found]
+
+
+def pinned(addresses: Sequence[str], *, allow_insecure: bool) -> str:
+    """The one of a name's addresses to connect to.
+
+    Raises:
+        ForbiddenTarget: one of them is not public.
+    """
     for address in addresses:
         if not allow_insecure and not is_public(ipaddress.ip_address(address)):
             raise ForbiddenTarget("the name resolves to an address that is not public")

@@ -1,7 +1,9 @@
 """Sends webhooks by the Standard Webhooks specification: signed, pinned, bounded, tried again.
 
 One process empties the outbox (jobs/outbox.py); a receiver that is slow holds up its own messages
-alone, since no more than `PER_TARGET` of them are under way at a time.
+alone, since no more than `PER_TARGET` of them are under way at a time, and an owner of many such
+receivers holds up no other owner, since no more than `PER_OWNER` are. A look-up that was given up
+counts until its thread is free.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -27,15 +30,18 @@ from jobs.errors import EndpointNotFound, QueueUnavailable
 from jobs.outbox import Attempt, Delivery, Outbox
 from jobs.webhooks import EndpointStore
 from service.settings import GatewaySettings
-from service.webhook_guard import ForbiddenTarget, check_url, resolve_pinned
+from service.webhook_guard import ForbiddenTarget, check_url, look_up, pinned
 
 POLL_S = 0.5
 PER_TARGET = 4
+PER_OWNER = 20
 IN_ALL = 64
 POSTPONED = timedelta(seconds=2)
 JITTER = 0.2
 """Of a pause: up to this much longer."""
 _USER_AGENT = "Readout-Webhooks/1"
+
+_Lookups = list[asyncio.Future[Sequence[str]]]
 
 log = structlog.get_logger("outbox")
 
@@ -68,17 +74,25 @@ class Sender:
         self._http = httpx.AsyncClient(
             verify=context, limits=limits, timeout=None, follow_redirects=False, trust_env=False
         )
+        # As many as there are deliveries: none waits for another's name.
+        self._threads = ThreadPoolExecutor(IN_ALL, "lookup")
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections; look-ups that hang are left alone."""
+        self._threads.shutdown(wait=False)
         await self._http.aclose()
 
-    async def attempt(self, url: str, secrets: Sequence[str], delivery: Delivery) -> Attempt:
-        """POST the message once; whatever happens is in the answer."""
+    async def attempt(
+        self, url: str, secrets: Sequence[str], delivery: Delivery, lookups: _Lookups
+    ) -> Attempt:
+        """POST the message once; whatever happens is in the answer.
+
+        A look-up is added to `lookups`: it may go on when the attempt is given up.
+        """
         at, start, status, error = datetime.now(UTC), time.perf_counter(), None, None
         try:
             async with asyncio.timeout(self._timeout_s):
-                status = await self._post(url, secrets, delivery)
+                status = await self._post(url, secrets, delivery, lookups)
             if not 200 <= status < 300:
                 redirect = ": redirects are not followed" if 300 <= status < 400 else ""
                 error = f"status {status}{redirect}"
@@ -91,11 +105,17 @@ class Sender:
         duration_ms = round((time.perf_counter() - start) * 1000)
         return Attempt(at=at, status=status, error=error, duration_ms=duration_ms)
 
-    async def _post(self, url: str, secrets: Sequence[str], delivery: Delivery) -> int:
+    async def _post(
+        self, url: str, secrets: Sequence[str], delivery: Delivery, lookups: _Lookups
+    ) -> int:
         parts = check_url(url, allow_insecure=self._allow_insecure)
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = await resolve_pinned(host, port, allow_insecure=self._allow_insecure)
+        loop = asyncio.get_running_loop()
+        lookup = loop.run_in_executor(self._threads, look_up, host, port)
+        lookups.append(lookup)
+        await asyncio.wait([lookup])
+        address = pinned(lookup.result(), allow_insecure=self._allow_insecure)
         body = delivery.body.encode()
         headers = sign(secrets, delivery.message_id, int(time.time()), body)
         headers |= {"Host": parts.netloc, "Content-Type": "application/json"}
@@ -121,7 +141,8 @@ class Dispatcher:
         self._outbox = outbox
         self._endpoints = endpoints
         self._sender = Sender(settings)
-        self._under_way: Counter[str] = Counter()
+        self._by_target: Counter[str] = Counter()
+        self._by_owner: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: threading.Event) -> None:
@@ -152,29 +173,34 @@ class Dispatcher:
             pass
         for delivery in await asyncio.to_thread(self._outbox.due):
             target = delivery.endpoint_id if not delivery.url else urlsplit(delivery.url).netloc
-            if self._under_way.total() >= IN_ALL:
+            if self._by_owner.total() >= IN_ALL:
                 return
-            if self._under_way[target] >= PER_TARGET:
+            busy = self._by_target[target] >= PER_TARGET
+            if busy or self._by_owner[delivery.owner] >= PER_OWNER:
                 until = datetime.now(UTC) + POSTPONED
                 await asyncio.to_thread(self._outbox.postpone, delivery.id, until)
             elif await asyncio.to_thread(self._outbox.claim, delivery.id, self._lease_s):
-                self._under_way[target] += 1
+                self._by_target[target] += 1
+                self._by_owner[delivery.owner] += 1
                 task = asyncio.create_task(self._deliver(delivery, target))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, delivery: Delivery, target: str) -> None:
+        lookups: _Lookups = []
         try:
-            settled = await self._attempted(delivery)
+            settled = await self._attempted(delivery, lookups)
             await asyncio.to_thread(self._outbox.settle, settled)
         except QueueUnavailable as error:  # its lease runs out, and it is attempted again
             log.warning("outbox.not_settled", delivery_id=delivery.id, reason=str(error))
         except Exception:
             log.exception("outbox.delivery_failed", delivery_id=delivery.id)
         finally:
-            self._under_way[target] -= 1
+            await asyncio.gather(*lookups, return_exceptions=True)
+            self._by_target -= Counter([target])
+            self._by_owner -= Counter([delivery.owner])
 
-    async def _attempted(self, delivery: Delivery) -> Delivery:
+    async def _attempted(self, delivery: Delivery, lookups: _Lookups) -> Delivery:
         """The delivery after one attempt more, or given up where its endpoint is gone."""
         now = datetime.now(UTC)
         try:
@@ -188,7 +214,7 @@ class Dispatcher:
             off = Attempt(at=now, error="the endpoint is disabled", duration_ms=0)
             return delivery.after(off, "failed", now)
         url, secrets = delivery.url or endpoint.url, endpoint.signing_secrets(now)
-        attempt = await self._sender.attempt(url, secrets, delivery)
+        attempt = await self._sender.attempt(url, secrets, delivery, lookups)
         facts = {"delivery_id": delivery.id, "status": attempt.status, "error": attempt.error}
         log.info("webhook.attempted", tries=delivery.tries + 1, **facts)
         if attempt.error is None:

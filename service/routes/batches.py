@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.batches import BatchRecord
 from jobs.errors import JobExpired, JobNotFound
 from jobs.errors import StateConflict as Conflict
 from service.auth import Caller, CallerDep
-from service.batch_schemas import BatchItemList, BatchParameters, BatchView
-from service.batches import batch_view, create_batch, enqueue, item_views, parse_lines
+from service.batch_schemas import BatchItemList, BatchParameters, BatchView, UncheckedBatch
+from service.batches import (
+    batch_view,
+    create_batch,
+    enqueue,
+    item_views,
+    parse_body,
+    parse_lines,
+)
 from service.content_types import require_json, require_json_lines
 from service.errors import Gone, NotFound, StateConflict
 from service.idempotency import REPLAYED, KeyDep
 from service.openapi import problems
 from service.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+class _JsonInThread(Request):
+    """Parses its JSON beside the event loop: a batch may have a lot of it."""
+
+    async def json(self) -> Any:
+        """The body, parsed."""
+        return await anyio.to_thread.run_sync(json.loads, await self.body())
+
+
+class _Route(APIRoute):
+    """A route whose requests are `_JsonInThread`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The usual one, given such a request."""
+        handle = super().get_route_handler()
+
+        async def handle_parsing_in_thread(request: Request) -> Response:
+            return await handle(_JsonInThread(request.scope, request.receive))
+
+        return handle_parsing_in_thread
+
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=_Route)
 _BATCH_ID = re.compile(r"batch_[0-9a-f]{24}")
 _LINES: dict[str, Any] = {
     "required": True,
@@ -61,7 +92,7 @@ class ItemQuery(BaseModel):
     responses=problems(400, 409, 410, 413, 415, 422, 503, accepted=True),
 )
 def create(
-    asked: BatchParameters,
+    body: Annotated[UncheckedBatch, Body()],
     request: Request,
     response: Response,
     services: ServicesDep,
@@ -69,6 +100,7 @@ def create(
     idempotency_key: KeyDep,
 ) -> BatchView:
     """Queue many generations: all of them, or none and what is wrong with each."""
+    asked = parse_body(body, services.settings.max_batch_items)
     return _create(asked, request, response, services, caller, idempotency_key)
 
 
@@ -92,7 +124,7 @@ async def create_from_lines(
     data = await request.body()
 
     def work() -> BatchView:
-        asked = parse_lines(data)
+        asked = parse_lines(data, services.settings.max_batch_items)
         return _create(asked, request, response, services, caller, idempotency_key)
 
     return await anyio.to_thread.run_sync(work)

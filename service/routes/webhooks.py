@@ -82,8 +82,11 @@ def update(
         raise InvalidRequest("the inline endpoint has nothing to change; its secret can be rotated")
     if asked.url is not None:
         views.check_target(asked.url, "#/url", services.settings)
-    changed = endpoint.model_copy(update=asked.changes())
-    return views.shown(services.endpoints.save(caller.owner, changed))
+    changes = asked.changes()
+    changed = services.endpoints.change(
+        caller.owner, endpoint_id, lambda one: one.model_copy(update=changes)
+    )
+    return views.shown(changed)
 
 
 @router.delete(

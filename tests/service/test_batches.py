@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from jobs.batches import BatchStore
+from jobs.batches import BatchRecord, BatchStore
 from jobs.connection import connect
+from jobs.errors import JobExpired, StateConflict
 from jobs.keys import batch_key
 from jobs.queue import JobQueue
 from jobs.reconciler import Reconciler
 from jobs.record import Failure, FailureCode, JobRecord, JobState, RecordStore
 from jobs.store import ObjectStore
+from service import batch_schemas
+from service.batches import parse_lines
+from service.errors import PayloadTooLarge
 from service.settings import GatewaySettings
 from tests.jobs.samples import a_result
 from tests.service.conftest import pointers, problem, serving, upload
@@ -171,6 +177,95 @@ def test_json_lines_are_the_same_as_json(client: httpx.Client) -> None:
     refused(b'{"prompt": "a"}', 415, "unsupported_media_type", "text/csv")
 
 
+WRONG_BODIES: dict[str, tuple[bytes, str | None, str]] = {
+    "nothing": (b"", "#", "#: missing; it is required"),
+    "null": (b"null", "#", "#: must be a valid dictionary or object to extract fields from"),
+    "a list": (b"[]", "#", "#: must be a valid dictionary or object to extract fields from"),
+    "no items": (b"{}", "#/items", "items: missing; it is required"),
+    "items that are no list": (b'{"items": 5}', "#/items", "items: must be a valid tuple"),
+    "unknown field": (b'{"items": [{}], "a": 1}', "#/a", "a: unknown field"),
+    "two errors": (b'{"items": [], "a": 1}', "#/items", "(and 1 more)"),
+    "cut": (b'{"items": [', None, "not JSON: Expecting value at character 11"),
+    "not UTF-8": (b'{"items": ["\xff"]}', None, "the body cannot be parsed: not JSON in UTF-8"),
+    "deep": (b"[" * 100_000, None, "the body cannot be parsed: not JSON in UTF-8"),
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "says"), WRONG_BODIES.values(), ids=WRONG_BODIES.keys()
+)
+def test_a_body_that_is_no_batch(
+    client: httpx.Client, body: bytes, pointer: str | None, says: str
+) -> None:
+    answer = client.post(
+        "/v1/batches", content=body, headers={"Content-Type": "application/json; charset=utf-8"}
+    )
+    if pointer is None:
+        found = problem(answer, 400, "malformed_request")
+    else:
+        found = problem(answer, 422, "invalid_request")
+        assert pointers(found)[0] == pointer
+    assert says in found["detail"]
+
+
+class Spy:
+    """Stands for a function; says which of its calls were on an event loop."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.on_the_loop: list[bool] = []
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.on_the_loop.append(asyncio._get_running_loop() is not None)
+        return self._function(*arguments, **options)
+
+
+def test_the_event_loop_neither_parses_nor_checks(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parses, checks = Spy(json.loads), Spy(batch_schemas.field_errors)
+    monkeypatch.setattr(batch_schemas, "field_errors", checks)
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", parses)
+        answer = client.post("/v1/batches", json={"items": [{}, {}]})
+    problem(answer, 422, "invalid_batch")
+    assert parses.on_the_loop == [False]
+    assert checks.on_the_loop == [False, False]
+
+
+def test_items_beyond_the_limit_are_not_looked_at(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = Spy(batch_schemas.field_errors)
+    monkeypatch.setattr(batch_schemas, "field_errors", checks)
+    for count in (301, 10_001):
+        answer = client.post("/v1/batches", json={"items": [{}] * count})
+        assert "may have 300" in problem(answer, 413, "payload_too_large")["detail"]
+        answer = client.post(
+            "/v1/batches/jsonl",
+            content=b"{}\n" * count,
+            headers={"Content-Type": "application/jsonl"},
+        )
+        assert "may have 300" in problem(answer, 413, "payload_too_large")["detail"]
+    assert checks.on_the_loop == []
+
+
+def test_reading_lines_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"{}\n\n" * 100_000
+    parses = Spy(json.loads)
+    monkeypatch.setattr(json, "loads", parses)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            parse_lines(lines, 7)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(parses.on_the_loop) == 7
+    assert peak < 100_000
+    assert len(parse_lines(b"{}\r\n \n" * 7, 7).items) == 7
+
+
 def test_limits(client: httpx.Client) -> None:
     problem(client.post("/v1/batches", json={"items": items(301)}), 413, "payload_too_large")
     problem(client.post("/v1/batches", json={"items": []}), 422, "invalid_request")
@@ -200,6 +295,77 @@ def test_cancel_keeps_what_has_succeeded(client: httpx.Client, records: RecordSt
     whole = create(client, 1)["id"]
     finish(records)
     problem(client.post(f"/v1/batches/{whole}/cancel"), 409, "state_conflict")
+
+
+def cancel_as_the_last_job_ends(
+    own: GatewaySettings, monkeypatch: pytest.MonkeyPatch, batch: str, end: Callable[[], object]
+) -> BatchRecord:
+    """Cancel, where `end` happens between the look at the batch and the cancel of its jobs."""
+    redis = connect(own)
+    batches = BatchStore(redis, own)
+    look = batches.get
+
+    def look_once(*arguments: Any) -> BatchRecord:
+        monkeypatch.undo()
+        found = look(*arguments)
+        end()
+        return found
+
+    monkeypatch.setattr(batches, "get", look_once)
+    try:
+        return batches.cancel(batch)
+    finally:
+        redis.close()
+
+
+def test_a_cancel_that_comes_too_late_cancels_nothing(
+    client: httpx.Client,
+    records: RecordStore,
+    own: GatewaySettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = create(client, 2)["id"]
+    jobs = records.take("w", 50, 10**9)
+    records.succeed(jobs[0].id, jobs[0].attempt, a_result(jobs[0].id, jobs[0].attempt))
+
+    def end() -> None:
+        records.fail(jobs[1].id, jobs[1].attempt, FAILURE)
+
+    with pytest.raises(StateConflict, match="partially_failed"):
+        cancel_as_the_last_job_ends(own, monkeypatch, batch, end)
+    found = get(client, batch)
+    assert (found["state"], found["counts"]["canceled"]) == ("partially_failed", 0)
+    problem(client.post(f"/v1/batches/{batch}/cancel"), 409, "state_conflict")
+
+
+def test_a_cancel_of_what_expires_just_now_leaves_nothing_behind(
+    client: httpx.Client,
+    records: RecordStore,
+    own: GatewaySettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = create(client, 1)["id"]
+    redis = connect(own)
+
+    def end() -> None:
+        finish(records)
+        redis.delete(batch_key(own, batch))
+
+    with pytest.raises(JobExpired):
+        cancel_as_the_last_job_ends(own, monkeypatch, batch, end)
+    assert not redis.exists(batch_key(own, batch))
+    redis.close()
+
+
+def test_a_batch_is_canceled_when_any_of_its_items_is(
+    client: httpx.Client, records: RecordStore
+) -> None:
+    batch = create(client, 3)["id"]
+    (item, *_) = client.get(f"/v1/batches/{batch}/items").json()["items"]
+    assert client.post(f"/v1/generations/{item['generation_id']}/cancel").status_code == 200
+    assert get(client, batch)["state"] == "running"
+    finish(records, but_fail=("number 1",))
+    assert get(client, batch)["state"] == "canceled"
 
 
 def test_failed_items_are_tried_again_in_their_places(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import struct
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ from PIL import Image
 from jobs.store import ObjectStore
 from service.errors import DecoderBusy, ImageTooLarge, InvalidImage, UnsupportedMediaType
 from service.settings import GatewaySettings
-from service.uploads import Decoder, decode_image
+from service.uploads import Decoder, _to_8_bit, decode_image
 from tests.service.conftest import image_bytes, pointers, problem
 
 
@@ -194,6 +195,34 @@ def test_sixteen_bit_greyscale_keeps_its_range() -> None:
     pixels = decode(saved(Image.fromarray(ramp)))
     assert np.abs(pixels[..., 0] - ramp / 257).max() <= 0.5
     assert pixels.max() == 255
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i4"])
+@pytest.mark.parametrize("height", [31, 32, 65])
+def test_sixteen_bits_are_rounded_to_eight(kind: str, height: int) -> None:
+    least, most = (0, 65535) if kind[1] == "u" else (-(2**31), 2**31 - 1)
+    wide = np.random.default_rng(0).integers(least, most, (height, 40), endpoint=True)
+    wide[0, :8] = [0, 128, 129, 257, 65406, 65407, 65408, 65535]
+    wide[-1, :2] = [least, most]
+    expected = (wide.clip(0, 65535) + 128) // 257
+    assert (np.asarray(_to_8_bit(Image.fromarray(wide.astype(kind)))) == expected).all()
+
+
+def test_every_sixteen_bit_value_is_rounded_as_before() -> None:
+    wide = np.arange(65536).reshape(256, 256)
+    narrow = np.asarray(_to_8_bit(Image.fromarray(wide.astype(np.uint16))))
+    assert (narrow == (wide + 128) // 257).all()
+
+
+def test_sixteen_bits_take_little_memory() -> None:
+    image = Image.fromarray(np.zeros((1500, 1500), np.uint16))
+    tracemalloc.start()
+    try:
+        _to_8_bit(image)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1500 * 1500
 
 
 def test_transparency_becomes_black() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 import ssl
 import threading
 import time
@@ -17,16 +18,17 @@ from typing import Any
 import httpx
 import pytest
 import trustme
+from redis import Redis
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from jobs.batches import BatchItem, BatchStore
 from jobs.connection import connect
 from jobs.outbox import MAX_MESSAGE_CHARS, Outbox
 from jobs.record import Failure, FailureCode, JobState, RecordStore
-from jobs.webhooks import MAX_ENDPOINTS
+from jobs.webhooks import MAX_ENDPOINTS, EndpointStore
 from service.settings import GatewaySettings
 from service.webhook_guard import ForbiddenTarget, check_url, is_public
-from service.webhook_sender import PER_TARGET, run_forever
+from service.webhook_sender import PER_OWNER, PER_TARGET, run_forever
 from tests.jobs.samples import a_request, a_result
 from tests.service.conftest import problem, serving
 
@@ -266,6 +268,35 @@ def test_a_rotated_secret_signs_beside_the_new_one(house: House) -> None:
     house.client.delete(path)
 
 
+def test_a_change_keeps_the_secrets_that_are_rotated_meanwhile(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = house.endpoint(f"{house.plain.url}/changed")
+    path, read, redis = (
+        f"/v1/webhook-endpoints/{endpoint['id']}",
+        Redis.hget,
+        connect(house.settings),
+    )
+    store, rotated = EndpointStore(redis, house.settings), list[str]()
+
+    def hget(client: Redis, *arguments: Any) -> Any:
+        found = read(client, *arguments)
+        if client is not redis and arguments[1:] == (endpoint["id"],) and len(rotated) < 3:
+            rotated.append(store.rotate("local", endpoint["id"]).secrets[0].value)
+        return found
+
+    monkeypatch.setattr(Redis, "hget", hget)
+    changed = house.client.patch(path, json={"description": "the shop"})
+    assert (changed.status_code, changed.json()["description"]) == (200, "the shop")
+    monkeypatch.undo()
+    found = house.client.get(path).json()
+    assert found["description"] == "the shop"
+    assert [one["value"] for one in found["secrets"][: len(rotated)]] == rotated[::-1]
+    assert rotated
+    house.client.delete(path)
+    redis.close()
+
+
 def test_a_receiver_that_comes_back_gets_it_with_the_same_id(house: House) -> None:
     endpoint = house.endpoint(f"{house.plain.url}/flaky")
     entry = house.delivery(endpoint["id"], house.ended_job(), "delivered")
@@ -359,6 +390,61 @@ def test_a_slow_receiver_holds_up_nobody_else(house: House) -> None:
         house.client.delete(f"/v1/webhook-endpoints/{one['id']}")
 
 
+def test_names_that_hang_hold_up_their_owner_alone(
+    make_settings: Callable[..., GatewaySettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, answered, lock = socket.getaddrinfo, threading.Event(), threading.Lock()
+    hanging, most = 0, 0
+
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal hanging, most
+        if not str(host).endswith(".invalid"):
+            return look_up(host, *arguments, **options)
+        with lock:
+            hanging += 1
+            most = max(most, hanging)
+        answered.wait(60)
+        with lock:
+            hanging -= 1
+        raise socket.gaierror
+
+    settings = make_settings(
+        webhook_allow_insecure=True, webhook_timeout_s=0.3, webhook_retry_after_s=(0, 0, 0)
+    )
+    redis, stop = connect(settings), threading.Event()
+    records, endpoints = RecordStore(redis, settings), EndpointStore(redis, settings)
+
+    def end_a_job(owner: str) -> None:
+        records.request_cancel(records.create(a_request(), owner=owner).id)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    sender = threading.Thread(target=run_forever, args=(settings, stop))
+    with receiving() as receiver:
+        for number in range(12):
+            endpoints.create("hanging", f"http://{number}.invalid/")
+        endpoints.create("quick", receiver.url)
+        for _ in range(PER_TARGET):
+            end_a_job("hanging")
+        sender.start()
+        try:
+            for told in range(3):  # the last ones when every look-up was given up long ago
+                end_a_job("quick")
+                deadline = time.monotonic() + 10
+                while len(receiver.received) <= told:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                time.sleep(1)
+            assert most == PER_OWNER
+        finally:
+            stop.set()
+            sender.join(20)
+            stopped = not sender.is_alive()
+            answered.set()
+            sender.join()
+            redis.close()
+        assert stopped
+
+
 def test_fan_out_and_claims_are_safe_to_repeat(
     make_settings: Callable[..., GatewaySettings],
 ) -> None:
@@ -429,6 +515,15 @@ def test_where_no_webhook_may_go(client: httpx.Client, url: str) -> None:
         ("fc00::1", False),
         ("ff02::1", False),
         ("::ffff:1.1.1.1", True),
+        ("fec0::1", False),
+        ("::7f00:1", False),
+        ("64:ff9b::101:101", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("5f00::1", False),
+        ("3ffe::1", True),
+        ("3fff::1", False),
+        ("3fff:fff::1", False),
+        ("3fff:1000::1", True),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:
