@@ -127,6 +127,8 @@ class TaskDefaults(GuidanceDefaults):
 
     guidance_scale: float | None = Field(None, ge=1, le=50)
     eta: Fraction | None = None
+    form: Literal["one_pass", "two_pass"] | None = None
+    branch: Literal["unconditional", "conditional", "both"] | None = None
 
 
 class HeadManifest(_Manifest):

@@ -90,7 +90,11 @@ def write_registry(directory: Path) -> Path:
     manifests |= {
         "models/whole.yaml": MODEL | {"name": "whole", "family": "whole"},
         "models/whole-tuned.yaml": MODEL
-        | {"name": "whole-tuned", "family": "whole", "tasks": {"drag": {"guidance_scale": 2.0}}}
+        | {
+            "name": "whole-tuned",
+            "family": "whole",
+            "tasks": {"drag": {"guidance_scale": 2.0, "form": "one_pass", "branch": "both"}},
+        }
         | {"face_detector": "mannequin"},
         "heads/whole-depth.yaml": HEAD | {"name": "depth", "title": "D", "base_model": "whole"},
     }
