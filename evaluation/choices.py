@@ -36,6 +36,12 @@ DRAG_CHOICES: dict[str, dict[str, Any]] = {
     "weight 0.5, appearance 0.25": {"weight": 0.5, "balance": 0.5},
     "weight 0.5, span 0-0.8": {"weight": 0.5, "span": (0.0, 0.8)},
     "weight 0.25, span 0-0.8": {"weight": 0.25, "span": (0.0, 0.8)},
+    "weight 0.25, two_pass, both branches": {
+        "weight": 0.25,
+        "form": "two_pass",
+        "branch": "both",
+    },
+    "no guidance": {"weight": 0.0},
 } | _forms(0.25)
 APPEARANCE_CHOICES: dict[str, dict[str, Any]] = {
     "weight 0.125": {"weight": 0.125},

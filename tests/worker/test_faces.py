@@ -111,7 +111,7 @@ def test_detectors_are_found_by_name_or_by_import(
         with pytest.raises(NoFaceDetector):
             load_detector(name)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(NoFaceDetector, match=r"readout-service\[faces\]"):
+    with pytest.raises(NoFaceDetector, match=r"pip install -e .\.\[faces\]"):
         load_detector("yunet")
 
 
