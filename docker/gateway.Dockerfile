@@ -5,7 +5,7 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip docker/install.sh gateway /opt/readout
+RUN --mount=type=cache,target=/var/cache/pip PIP_CACHE_DIR=/var/cache/pip docker/install.sh gateway /opt/readout
 
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 readout && useradd --uid 10001 --gid 10001 --no-create-home readout

@@ -9,7 +9,7 @@ ARG PIP_TORCH_ARGS=""
 ARG EXTRAS="worker,video,faces"
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip docker/install.sh worker /opt/readout "/src[${EXTRAS}]"
+RUN --mount=type=cache,target=/var/cache/pip PIP_CACHE_DIR=/var/cache/pip docker/install.sh worker /opt/readout "/src[${EXTRAS}]"
 
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 readout && useradd --uid 10001 --gid 10001 --no-create-home readout \
