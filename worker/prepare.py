@@ -14,6 +14,7 @@ from jobs.request import (
     CorrespondenceControl,
     GenerationRequest,
     IdentityControl,
+    InvertedReference,
     SampledReference,
     SpatialControl,
 )
@@ -202,7 +203,9 @@ class Prepared:
         compared = [(c, h) for c, h in pairs if _compares_with(c, "original")]
         steps = self._steps([control for control, _ in compared])
         reference, heads = self._original_reference(seed), [head for _, head in compared]
-        original = self.references.provide(reference, heads, steps, self.beginning, self._noise())
+        inverted = isinstance(self.request.reference, InvertedReference)
+        noise = self._noise() if inverted else None  # a sampled one's is that of the seed
+        original = self.references.provide(reference, heads, steps, self.beginning, noise)
         self._originals = {seed: original}
         return original
 

@@ -246,6 +246,12 @@ def test_the_original_of_a_picture_that_begins_with_an_inverted_reference_does_s
         assert forwards(run(fresh, request(controls=(around,), **asked))) == 0
 
 
+def test_a_sampled_reference_that_a_picture_begins_with_is_its_original(fresh: ModelCache) -> None:
+    towards = [appearance(towards=which, weight=0.0) for which in ("reference", "original")]
+    run(fresh, request(controls=tuple(towards)))
+    assert len(fresh.references) == 1, "nothing is sampled twice"
+
+
 @pytest.mark.parametrize("edge", [0.9999999999999999, 0.99999994])
 def test_what_rounding_puts_on_the_edge_lies_in_the_last_cell(
     fresh: ModelCache, edge: float
