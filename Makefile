@@ -105,17 +105,18 @@ demo-heads: setup  ## Train the demo model's six heads on (an hour on two cores)
 		--labels pose depth edge
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
 		--size 64
-	@$(PY) -m world.dataset folder data/shots64 --range train --count 800 --frames 4 --size 64
-	@$(PY) -m world.dataset faces data/faces64 --range train --count 1200 --people 2 --shots 4 \
-		--same-skin 0.4 --size 64
+	@$(PY) -m world.dataset folder data/looks64 --range train --count 1000 --frames 4 \
+		--cuts 0.6 --size 64
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 1500 --people 2 --shots 3 \
+		--size 64
 	@$(TRAIN) $(foreach head,pose depth edge,$(RECIPE)-$(head).yaml) --data data/heads64 \
 		--run runs/heads-spatial --minutes 15
 	@$(TRAIN) $(RECIPE)-correspondence.yaml --data data/videos64 --run runs/head-correspondence \
 		--minutes 4
-	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/shots64 --run runs/head-appearance \
-		--minutes 5
+	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/looks64 --run runs/head-appearance \
+		--minutes 12
 	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity \
-		--minutes 18
+		--minutes 14
 
 TRAIN := $(VENV)/bin/readout train head --fine-tune --out heads_registry/builtin
 RECIPE := heads_registry/training/recipes/mannequin

@@ -20,14 +20,8 @@ from typing import Any, Literal, cast
 
 import redis
 
-from heads_registry.manifest import (
-    BUILTIN_DIR,
-    AdapterManifest,
-    Catalogue,
-    HeadManifest,
-    ModelManifest,
-    RegistryError,
-)
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
+from heads_registry.manifest import AdapterManifest, HeadManifest, ModelManifest, RegistryError
 from jobs.connection import connect, redis_errors
 from jobs.keys import reconciler_key
 from jobs.references import REFERENCES

@@ -22,9 +22,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.device import resolve_dtype
 from heads_registry.features import decoder_taps
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.networks import ReadoutHead
 from tests.tiny import tiny_pipeline
 from worker.guidance import ReadoutTarget

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from jobs.connection import connect
 from jobs.events import EventLog
 from jobs.queue import JobQueue

@@ -19,8 +19,8 @@ import torch
 
 from bench.full_size import sd15
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.device import resolve_device, resolve_dtype
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.training.data import LabelledImages
 from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.recipe import HeadRecipe

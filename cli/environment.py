@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from heads_registry.manifest import Catalogue
+    from heads_registry.catalogue import Catalogue
     from jobs.settings import CoreSettings
 
     S = TypeVar("S", bound=CoreSettings)
@@ -44,7 +44,8 @@ def find_embedded_servers(data_dir: Path) -> None:
 
 def catalogue() -> Catalogue:
     """Models and heads that are installed; a broken registry ends the command."""
-    from heads_registry.manifest import BUILTIN_DIR, Catalogue, RegistryError
+    from heads_registry.catalogue import BUILTIN_DIR, Catalogue
+    from heads_registry.manifest import RegistryError
     from jobs.settings import CoreSettings
 
     try:

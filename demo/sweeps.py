@@ -30,12 +30,15 @@ def variations(echo: Request) -> list[list[Tile]]:
     def scaled(factor: float) -> Request:
         return _controls(echo, lambda one: {"weight": factor * one["weight"]})
 
+    first = echo["controls"][0]["span"][0]
+    ends = [round(first + (1 - first) * share, 2) for share in (0.2, 0.35, 0.5, 0.65, 0.8)]
+
     def until(last: float) -> Request:
-        return _controls(echo, lambda one: {"span": [min(one["span"][0], last), last]})
+        return _controls(echo, lambda one: {"span": [one["span"][0], last]})
 
     return [
         [(f"weight x {value:g}", scaled(value)) for value in (0.0, 0.25, 0.5, 1.0, 2.0)],
-        [(f"span to {value:g}", until(value)) for value in (0.2, 0.35, 0.5, 0.65, 0.8)],
+        [(f"span to {value:g}", until(value)) for value in ends],
         [(f"eta {value:g}", echo | {"eta": value}) for value in (0.0, 0.25, 0.5, 0.75, 1.0)],
         [
             (f"guidance_scale {value:g}", echo | {"guidance_scale": value})
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.sweeps", description=__doc__)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--tasks", nargs="*", help="of these alone, such as drag")
     options = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -61,8 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         model = next(one for one in client.models() if one["is_default"])
         for case in make_cases(client, model, options.seed):
+            name = case.task.lower()
+            if options.tasks and name not in options.tasks:
+                continue
             options.out.mkdir(parents=True, exist_ok=True)
-            path = options.out / f"{case.task.lower()}.png"
+            path = options.out / f"{name}.png"
             given = ("given", case.given)
             sheet = labelled_grid([[given, *row] for row in _rows(client, case)])
             sheet.save(path, optimize=True)

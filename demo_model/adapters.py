@@ -31,7 +31,7 @@ from demo_model.parallel import FlatGradients, Group
 from demo_model.text import WITH_POSE, WITHOUT_POSE, tokenize_captions
 from demo_model.unet import Average
 from demo_model.vae import encode_latents
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from world.packed import Packed, open_packed, render_packed
 from world.seeds import TRAIN
 

@@ -17,7 +17,7 @@ from evaluation.generate import Condition, Scenes, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
-from heads_registry.manifest import BUILTIN_DIR
+from heads_registry.catalogue import BUILTIN_DIR
 from worker.plan import AdapterGradient
 from world.seeds import TEST, VALIDATION
 

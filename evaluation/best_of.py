@@ -11,7 +11,8 @@ from tqdm import tqdm
 from evaluation.generate import Scenes, placement
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference
-from heads_registry.manifest import BUILTIN_DIR, Catalogue, HeadManifest, ModelManifest
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
+from heads_registry.manifest import HeadManifest, ModelManifest
 from jobs.request import GenerationRequest, SpatialControl, StoredImage
 from worker.engine import TorchEngine
 from worker.models import ModelCache
@@ -21,22 +22,34 @@ from world.seeds import TEST
 
 MODEL = "mannequin-64"
 CANDIDATES = 4
+WEIGHTS = (0.125, None)
+"""Of the pose control; None: the head's default."""
 Row = dict[str, str | float]
 
 
 def best_of(count: int) -> list[Row]:
     """Pose control as a worker computes it, on a quarter of the scenes: the first of four
     candidates, which a job without `num_candidates` would have made, against the one that the head
-    ranks first; a gain's interval above 0 is what best-of is for. Differences are paired."""
+    ranks first; a gain's interval above 0 is what best-of is for. Differences are paired. With a
+    light hand as well as with the default weight: the readout that guidance has pressed hard says
+    little more about the picture."""
     scenes, scorer = Scenes.of(TEST[: max(8, count // 4)], 64), Scorer()
-    catalogue = Catalogue([BUILTIN_DIR])
-    model = catalogue.model(MODEL)
-    head = catalogue.head(model, "pose")
-    engine = TorchEngine(ModelCache(catalogue, 2**33, *placement()))
+    models = ModelCache(Catalogue([BUILTIN_DIR]), 2**33, *placement())
+    return [row for weight in WEIGHTS for row in _compared(scenes, scorer, models, weight)]
+
+
+def _compared(
+    scenes: Scenes, scorer: Scorer, models: ModelCache, weight: float | None
+) -> list[Row]:
+    engine, model = TorchEngine(models), models.catalogue.model(MODEL)
+    head = models.catalogue.head(model, "pose")
+    if weight is None:
+        own = head.defaults.weight
+        weight = own if own is not None else model.defaults.weight
     kept, order = [], []
-    for row in tqdm(range(len(scenes.seeds)), desc="best of four", mininterval=5):
+    for row in tqdm(range(len(scenes.seeds)), desc=f"best of four, {weight:g}", mininterval=5):
         prompt = caption(scenes.renders[row].scene, pose=False)
-        request = _request(model, head, prompt, seed=CANDIDATES * row)
+        request = _request(model, head, prompt, weight, seed=CANDIDATES * row)
         control = scenes.control(row, "pose")
         made = engine.execute(request, lambda _, control=control: control, lambda *_: None)
         kept.append([np.asarray(image, np.float32) / 255 for image in made.images])
@@ -52,6 +65,7 @@ def best_of(count: int) -> list[Row]:
     }.items():
         rows.append(
             {
+                "weight": weight,
                 "picture": name,
                 "scenes": len(chosen),
                 "PCK@0.1": str(bootstrap(mean, chosen)),
@@ -64,7 +78,9 @@ def best_of(count: int) -> list[Row]:
     return rows
 
 
-def _request(model: ModelManifest, head: HeadManifest, prompt: str, seed: int) -> GenerationRequest:
+def _request(
+    model: ModelManifest, head: HeadManifest, prompt: str, weight: float, seed: int
+) -> GenerationRequest:
     """A job with the defaults that the gateway fills in; its control image is handed over."""
     defaults: dict[str, Any] = model.defaults.model_dump(
         include=set(GenerationRequest.model_fields)
@@ -86,7 +102,7 @@ def _request(model: ModelManifest, head: HeadManifest, prompt: str, seed: int) -
             SpatialControl(
                 head=head.id,
                 image=image,
-                weight=own.weight if own.weight is not None else model.defaults.weight,
+                weight=weight,
                 span=own.span or model.defaults.span,
             ),
         ),

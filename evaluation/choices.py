@@ -3,6 +3,7 @@ with; parts of `make results`, all on validation scenes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from evaluation.preserve import Portraits, Variations
@@ -15,48 +16,66 @@ from evaluation.tasks import (
 )
 from world.seeds import VALIDATION
 
+PLAIN = {"form": "one_pass", "branch": "conditional"}
+"""The demo model's defaults, named because a task may have others."""
+BOTH = {"form": "two_pass", "branch": "both"}
 
-def _forms(weight: float) -> dict[str, dict[str, Any]]:
-    """What is not the demo model's default, which is one_pass on the conditional branch."""
+
+def _forms(common: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same with what is not the demo model's default."""
     return {
-        f"weight {weight:g}, {name}": {"weight": weight, **change}
+        f"weight {common['weight']:g}, {name}": {**PLAIN, **common, **change}
         for name, change in {
             "two_pass": {"form": "two_pass"},
             "unconditional branch": {"branch": "unconditional"},
             "both branches": {"branch": "both"},
+            "two_pass, both branches": BOTH,
         }.items()
     }
 
 
-DRAG_CHOICES: dict[str, dict[str, Any]] = {
-    "weight 0.125": {"weight": 0.125},
-    "weight 0.25": {"weight": 0.25},
-    "weight 0.5": {"weight": 0.5},
-    "weight 1": {"weight": 1.0},
-    "weight 0.5, appearance 0.25": {"weight": 0.5, "balance": 0.5},
-    "weight 0.5, span 0-0.8": {"weight": 0.5, "span": (0.0, 0.8)},
-    "weight 0.25, span 0-0.8": {"weight": 0.25, "span": (0.0, 0.8)},
-    "weight 0.25, two_pass, both branches": {
-        "weight": 0.25,
-        "form": "two_pass",
-        "branch": "both",
-    },
-    "no guidance": {"weight": 0.0},
-} | _forms(0.25)
-APPEARANCE_CHOICES: dict[str, dict[str, Any]] = {
-    "weight 0.125": {"weight": 0.125},
-    "weight 0.25": {"weight": 0.25},
-    "weight 0.5": {"weight": 0.5},
-    "weight 1": {"weight": 1.0},
-    "weight 0.25, span 0.05-0.8": {"weight": 0.25, "span": (0.05, 0.8)},
-    "weight 0.5, span 0.05-0.8": {"weight": 0.5, "span": (0.05, 0.8)},
-} | _forms(0.25)
-IDENTITY_CHOICES: dict[str, dict[str, Any]] = {
-    "weight 0.25": {"weight": 0.25},
-    "weight 0.5": {"weight": 0.5},
-    "weight 1": {"weight": 1.0},
-    "weight 0.5, span 0.05-0.5": {"weight": 0.5, "span": (0.05, 0.5)},
-} | _forms(0.5)
+def _grid(
+    weights: Sequence[float], spans: Sequence[tuple[float, float]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        f"weight {weight:g}, span {span[0]:g}-{span[1]:g}": {
+            **PLAIN, "weight": weight, "span": span,
+        }
+        for span in spans
+        for weight in weights
+    }  # fmt: skip
+
+
+DRAG_CHOICES: dict[str, dict[str, Any]] = (
+    {"no guidance": {"weight": 0.0}}
+    | _grid((0.125, 0.25, 0.5, 1.0), [(0.0, 0.5)])
+    | _grid((0.25, 0.5), [(0.0, 0.8)])
+    | {"weight 0.5, appearance 0.25": {**PLAIN, "weight": 0.5, "balance": 0.5}}
+    | _forms({"weight": 0.25})
+    | {
+        "weight 0.25, two_pass, both branches, span 0-0.35": {
+            **BOTH, "weight": 0.25, "span": (0.0, 0.35),
+        },
+        "weight 0.5, two_pass, both branches, span 0.3-0.8": {
+            **BOTH, "weight": 0.5, "span": (0.3, 0.8),
+        },
+        "weight 0.25, two_pass, both branches, elementwise": {
+            **BOTH, "weight": 0.25, "update_rule": "elementwise",
+        },
+    }
+)  # fmt: skip
+APPEARANCE_CHOICES: dict[str, dict[str, Any]] = (
+    _grid((0.125, 0.25, 0.5, 1.0), [(0.05, 0.5)])
+    | _grid((0.25, 0.5, 1.0), [(0.3, 0.9)])
+    | _grid((1.0,), [(0.2, 0.8)])
+    | _grid((0.5, 1.0), [(0.4, 0.9)])
+    | _forms({"weight": 0.5, "span": (0.4, 0.9)})
+)
+IDENTITY_CHOICES: dict[str, dict[str, Any]] = (
+    _grid((0.25, 0.5, 1.0), [(0.05, 0.8)])
+    | _grid((0.5, 1.0), [(0.3, 0.9)])
+    | _forms({"weight": 0.5, "span": (0.05, 0.8)})
+)
 
 
 def choose_drag(count: int) -> list[Row]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from evaluation.generate import BATCH_SIZE, placement
 from evaluation.measures import Pictures
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from jobs.request import GenerationRequest, StoredImage
 from service.resolve import Doors, resolve
 from service.schemas import GenerationParameters, ImageSource

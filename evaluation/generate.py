@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.device import resolve_device
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.targets import image_target
 from worker.adapters import AdapterInput
 from worker.guidance import ReadoutTarget

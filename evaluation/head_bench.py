@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.loading import load_head
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.training.frozen import FrozenFeatures, cached_latents
 from heads_registry.training.groups import Grouped
 from heads_registry.training.negatives import anchor_rows, make_negatives

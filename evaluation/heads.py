@@ -79,8 +79,8 @@ def correspondence(count: int) -> list[Row]:
 def appearance(count: int) -> list[Row]:
     """Share of triplets of held-out videos in which another frame is nearer to the anchor than the
     negative: the anchor edited by the base model (SDEdit, as in training), or a frame of another
-    video. One triplet a video. Heads learn from videos of one shot; `cuts` are videos in which
-    every frame has a camera of its own, which is harder."""
+    video. One triplet a video. `cuts` are videos in which every frame has a camera of its own,
+    which is harder; the head learns from both."""
     return _triplets("appearance", max(8, count // 2))
 
 

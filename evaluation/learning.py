@@ -17,7 +17,7 @@ from evaluation.measures import background_spread
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference
 from heads_registry.base_model import BaseModel
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.training.data import LabelledImages, load_labelled_images
 from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.recipe import HeadRecipe

@@ -25,7 +25,7 @@ from evaluation import (
     spatial,
     tasks,
 )
-from heads_registry.manifest import BUILTIN_DIR, Catalogue, UnknownHead
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue, UnknownHead
 from service.errors import UnknownHeadName
 
 MODEL = "mannequin-64"

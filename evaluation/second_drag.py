@@ -20,7 +20,8 @@ ROUNDS = 10
 def second_drag(count: int) -> list[Row]:
     """Seconds of one picture, alone, on one thread: the first drag of a generated picture, a second
     with another target, and an edit of as many controls that needs no reference (pose and depth, at
-    the same weights and span). Rounds of all three, one after the other; ratios are paired."""
+    the same weights and span, in the same form and branches). Rounds of all three, one after the
+    other; ratios are paired."""
     bench, _ = bench_of(count)
     cases = bench.cases.generated(VALIDATION, 2 if bench.trial else ROUNDS)
     _timed(bench, _spatial(bench, cases[0]))
@@ -51,11 +52,13 @@ def second_drag(count: int) -> list[Row]:
 
 def _spatial(bench: Bench, case: Case) -> Asked:
     """As many controls, at as many steps."""
-    drag = bench.studio.resolved(case.asked()).controls[0]
+    request = bench.studio.resolved(case.asked())
+    drag = request.controls[0]
     image = {"upload_id": bench.studio.upload(case.picture)}
     timing = {"weight": drag.weight, "span": list(drag.span), "image": image}
     controls = [{"type": "spatial", "head": head} | timing for head in ("pose", "depth")]
-    return {"prompt": case.prompt, "seed": case.seed, "eta": 0.0, "controls": controls}
+    same = {"form": request.form, "branch": request.branch}
+    return {"prompt": case.prompt, "seed": case.seed, "eta": 0.0, "controls": controls} | same
 
 
 def _timed(bench: Bench, asked: Asked) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from evaluation.generate import Condition, Scenes, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from world.seeds import TEST, VALIDATION
 
 MODEL = "mannequin-64"

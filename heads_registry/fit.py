@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heads_registry.base_model import unet_outline
+from heads_registry.catalogue import Catalogue, UnknownHead
 from heads_registry.loading import WeightsError, check_fit, load_head
-from heads_registry.manifest import Catalogue, HeadManifest, ModelManifest, UnknownHead
+from heads_registry.manifest import HeadManifest, ModelManifest
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def load_head(
         head.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise HeadMismatch(f"head {manifest.id}: {error}") from error
-    return head.to(device=device, dtype=dtype).requires_grad_(False).eval()
+    head = head.to(device=device, dtype=dtype)
+    return head.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def check_fit(manifest: HeadManifest, unet: nn.Module) -> None:

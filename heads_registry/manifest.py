@@ -1,29 +1,16 @@
-"""Manifests of models, readout heads and adapters, and the catalogue of them; torch-free.
+"""Manifests of models, readout heads and adapters; torch-free.
 
-A *registry directory* holds ``models/*.yaml``, ``heads/*.yaml`` and ``adapters/*.yaml`` with their
-weights beside them. The built-in one ships the demo model; users name more of them in
-``READOUT_REGISTRY_DIRS``. Errors:
-
-    RegistryError
-    ├── ManifestError         a manifest is not valid YAML or breaks its schema; says where
-    ├── UnknownModel          no model of that name is installed
-    ├── UnknownHead           no head of that name is installed for the model's family
-    ├── IncompatibleHead      the head belongs to another base-model family
-    ├── UnknownAdapter        no adapter of that name is installed for the model's family
-    └── IncompatibleAdapter   the adapter belongs to another base-model family
+RegistryError             base of everything that can be wrong with the registry
+└── ManifestError         a manifest is not valid YAML or breaks its schema; says where
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-
-BUILTIN_DIR = Path(__file__).parent / "builtin"
-"""The registry directory that ships with the package: the mannequin demo model and its heads."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -36,26 +23,6 @@ class RegistryError(Exception):
 
 class ManifestError(RegistryError):
     """A manifest is not valid YAML or breaks its schema."""
-
-
-class UnknownModel(RegistryError):
-    """No model of that name is installed."""
-
-
-class UnknownHead(RegistryError):
-    """No head of that name is installed for the model's family."""
-
-
-class IncompatibleHead(RegistryError):
-    """The head belongs to another base-model family than the model asked for."""
-
-
-class UnknownAdapter(RegistryError):
-    """No adapter of that name is installed for the model's family."""
-
-
-class IncompatibleAdapter(RegistryError):
-    """The adapter belongs to another base-model family than the model asked for."""
 
 
 class _Manifest(BaseModel):
@@ -295,109 +262,3 @@ class AdapterManifest(_Pretrained):
     def id(self) -> str:
         """Unique name: ``family/adapter``."""
         return f"{self.base_model}/{self.name}"
-
-
-M = TypeVar("M", ModelManifest, HeadManifest, AdapterManifest)
-Part = TypeVar("Part", HeadManifest, AdapterManifest)
-
-
-class Catalogue:
-    """Every model, head and adapter in a list of registry directories; later ones win by name."""
-
-    def __init__(self, directories: Iterable[Path] = (BUILTIN_DIR,)) -> None:
-        """Read all manifests.
-
-        Raises:
-            ManifestError: one of them is broken, or a directory does not exist.
-        """
-        self.models: dict[str, ModelManifest] = {}
-        self._heads: dict[str, HeadManifest] = {}
-        self._adapters: dict[str, AdapterManifest] = {}
-        for directory in directories:
-            if not directory.is_dir():
-                raise ManifestError(f"{directory}: no such registry directory")
-            for model in _load_all(ModelManifest, directory / "models"):
-                self.models[model.name] = model
-            for head in _load_all(HeadManifest, directory / "heads"):
-                self._heads[head.id] = head
-            for adapter in _load_all(AdapterManifest, directory / "adapters"):
-                self._adapters[adapter.id] = adapter
-
-    @property
-    def adapters(self) -> tuple[AdapterManifest, ...]:
-        """All adapters, by id."""
-        return tuple(self._adapters[key] for key in sorted(self._adapters))
-
-    @property
-    def heads(self) -> tuple[HeadManifest, ...]:
-        """All heads, by id."""
-        return tuple(self._heads[key] for key in sorted(self._heads))
-
-    def model(self, name: str) -> ModelManifest:
-        """The model of that name.
-
-        Raises:
-            UnknownModel: names what is installed.
-        """
-        if name not in self.models:
-            installed = ", ".join(sorted(self.models)) or "none"
-            raise UnknownModel(f"no model {name!r} is installed; installed: {installed}")
-        return self.models[name]
-
-    def heads_for(self, model: ModelManifest) -> tuple[HeadManifest, ...]:
-        """Every head of the model's family."""
-        return tuple(head for head in self.heads if head.base_model == model.family)
-
-    def head(self, model: ModelManifest, name: str) -> HeadManifest:
-        """The head that `name` (``pose`` or ``family/pose``) means for `model`.
-
-        Raises:
-            UnknownHead: names the heads that fit the model.
-            IncompatibleHead: such a head exists, for another family.
-        """
-        head, told, other = _find("head", self._heads, model, name)
-        if head is not None:
-            return head
-        raise IncompatibleHead(told) if other else UnknownHead(told)
-
-    def adapters_for(self, model: ModelManifest) -> tuple[AdapterManifest, ...]:
-        """Every adapter of the model's family."""
-        return tuple(adapter for adapter in self.adapters if adapter.base_model == model.family)
-
-    def adapter(self, model: ModelManifest, name: str) -> AdapterManifest:
-        """The adapter that `name` (``canny`` or ``family/canny``) means for `model`.
-
-        Raises:
-            UnknownAdapter: names the adapters that fit the model.
-            IncompatibleAdapter: such an adapter exists, for another family.
-        """
-        adapter, told, other = _find("adapter", self._adapters, model, name)
-        if adapter is not None:
-            return adapter
-        raise IncompatibleAdapter(told) if other else UnknownAdapter(told)
-
-
-def _find(
-    what: str, installed: dict[str, Part], model: ModelManifest, name: str
-) -> tuple[Part | None, str, bool]:
-    """The part of the model's family; or why there is none, and whether another family has it."""
-    part_id = name if "/" in name else f"{model.family}/{name}"
-    part = installed.get(part_id)
-    if part is not None and part.base_model == model.family:
-        return part, "", False
-    parts = [installed[key] for key in sorted(installed)]
-    fitting = ", ".join(one.name for one in parts if one.base_model == model.family) or "none"
-    bare = part_id.rpartition("/")[2]
-    others = [one.base_model for one in parts if one.name == bare]
-    if part is not None or others:
-        told = (
-            f"{what} {name!r} belongs to the {' and '.join(others)} family, but model "
-            f"{model.name!r} is of family {model.family!r}; {what}s that fit: {fitting}"
-        )
-        return None, told, True
-    told = f"no {what} {name!r} is installed for model {model.name!r}; {what}s that fit: {fitting}"
-    return None, told, False
-
-
-def _load_all(kind: type[M], directory: Path) -> list[M]:
-    return [kind.load(path) for path in sorted(directory.glob("*.yaml"))]

@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from heads_registry.manifest import (
-    AdapterManifest,
-    Catalogue,
-    IncompatibleAdapter,
-    ModelManifest,
-    UnknownAdapter,
-)
+from heads_registry.catalogue import Catalogue, IncompatibleAdapter, UnknownAdapter
+from heads_registry.manifest import AdapterManifest, ModelManifest
 from jobs.request import Adapter
 from service import schemas
 from service.checks import check_span

@@ -6,14 +6,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from heads_registry.manifest import (
-    Catalogue,
-    HeadManifest,
-    IncompatibleHead,
-    ModelManifest,
-    UnknownHead,
-    UnknownModel,
-)
+from heads_registry.catalogue import Catalogue, IncompatibleHead, UnknownHead, UnknownModel
+from heads_registry.manifest import HeadManifest, ModelManifest
 from jobs.controls import first_step
 from jobs.request import (
     MAX_SEED,

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from starlette.requests import Request
 
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from jobs.batches import BatchStore
 from jobs.connection import connect, connect_async
 from jobs.events import EventFeed

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from heads_registry.manifest import Catalogue, HeadManifest, ModelManifest, TaskDefaults
+from heads_registry.catalogue import Catalogue
+from heads_registry.manifest import HeadManifest, ModelManifest, TaskDefaults
 from jobs.request import Task
 from service import schemas
 from service.errors import InvalidRequest, UnknownHeadName

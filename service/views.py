@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from heads_registry.manifest import AdapterManifest, Catalogue, HeadManifest, ModelManifest
+from heads_registry.catalogue import Catalogue
+from heads_registry.manifest import AdapterManifest, HeadManifest, ModelManifest
 from jobs.record import JobRecord
 from jobs.result import (
     Preview,

@@ -23,8 +23,9 @@ import torch
 import yaml
 from PIL import Image
 
+from heads_registry.catalogue import Catalogue
 from heads_registry.loading import sha256_of
-from heads_registry.manifest import Catalogue, HeadManifest, RegistryError
+from heads_registry.manifest import HeadManifest, RegistryError
 from jobs.controls import Drag, Point
 from jobs.request import (
     AppearanceControl,

@@ -14,18 +14,18 @@ from PIL import Image
 
 from heads_registry.adapters import AdapterLoadError, AdapterMismatch
 from heads_registry.base_model import ModelLoadError
-from heads_registry.device import resolve_device, resolve_dtype
-from heads_registry.loading import HeadMismatch, WeightsError
-from heads_registry.manifest import (
+from heads_registry.catalogue import (
     BUILTIN_DIR,
     Catalogue,
     IncompatibleAdapter,
     IncompatibleHead,
-    RegistryError,
     UnknownAdapter,
     UnknownHead,
     UnknownModel,
 )
+from heads_registry.device import resolve_device, resolve_dtype
+from heads_registry.loading import HeadMismatch, WeightsError
+from heads_registry.manifest import RegistryError
 from jobs.record import Failure, FailureCode
 from jobs.request import GenerationRequest, OutputOptions
 from jobs.store import ObjectStore

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heads_registry.manifest import BUILTIN_DIR
+from heads_registry.catalogue import BUILTIN_DIR
 
 WEIGHTS: Path = BUILTIN_DIR / "faces" / "mannequin.safetensors"
 SHA256 = "0d91412b637031b87794b899f1a9203dc0bc8305046684b1decccde3d3b3511a"

@@ -11,9 +11,10 @@ import torch
 
 from heads_registry.adapters import LoadedAdapter, load_adapter
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import Catalogue
 from heads_registry.device import resolve_dtype
 from heads_registry.loading import check_fit, load_head
-from heads_registry.manifest import Catalogue, HeadManifest
+from heads_registry.manifest import HeadManifest
 from heads_registry.networks import ReadoutHead
 from worker.faces import FaceDetector, load_detector
 from worker.reference_cache import ReferenceCache

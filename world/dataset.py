@@ -49,7 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         "--frames", type=int, default=1, help="more than 1: videos with point tracks"
     )
     folder.add_argument(
-        "--cuts", action="store_true", help="videos: every frame from a camera of its own"
+        "--cuts",
+        type=float,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        metavar="SHARE",
+        help="videos: in this share (all, if not given) every frame has a camera of its own",
     )
     faces.add_argument("--people", type=int, default=2, help="of one look, per seed")
     faces.add_argument("--shots", type=int, default=4, help="pictures a person")

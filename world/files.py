@@ -70,14 +70,14 @@ def _write_image(
 
 
 def _write_video(
-    seed: int,
+    video: tuple[int, bool],
     folder: Path,
     size: int,
     labels: Sequence[str],
     kind: Kind | None,
     frames: int,
-    cuts: bool,
 ) -> tuple[list[dict], dict]:
+    seed, cuts = video
     scene = sample_scene(seed, kind)
     captions = caption_variants(scene)
     renders = [render(moment, size) for moment in video_scenes(scene, frames, cuts)]
@@ -189,7 +189,7 @@ def write_dataset(
     labels: Iterable[str] = LABELS,
     kind: Kind | None = None,
     frames: int = 1,
-    cuts: bool = False,
+    cuts: float = 0.0,
     workers: int = 1,
 ) -> Path:
     """Writes one image (frames = 1) or one video (frames > 1, with tracks.jsonl) per seed;
@@ -199,20 +199,19 @@ def write_dataset(
         folder: where images/, labels/<label>/, metadata.jsonl and, for videos, tracks.jsonl go.
         size: pixels.
         labels: some of LABELS. kind: "figure", "portrait", "couple" or None for the mix.
-        frames, cuts: of videos, see `world.videos`. workers: processes.
+        frames: of a video. cuts: the share of the videos with `world.videos`' cuts.
+        workers: processes.
     """
     path, labels = Path(folder), tuple(label for label in LABELS if label in set(labels))
     (path / "images").mkdir(parents=True, exist_ok=True)
     for label in labels:
         (path / "labels" / label).mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {"folder": path, "size": size, "labels": labels, "kind": kind}
     if frames > 1:
-        work = partial(
-            _write_video, folder=path, size=size, labels=labels, kind=kind, frames=frames,
-            cuts=cuts,
-        )  # fmt: skip
+        videos = list(zip(seeds, _spread(len(seeds), cuts), strict=True))
+        results = _map(partial(_write_video, **common, frames=frames), videos, workers)
     else:
-        work = partial(_write_image, folder=path, size=size, labels=labels, kind=kind)
-    results = _map(work, seeds, workers)
+        results = _map(partial(_write_image, **common), seeds, workers)
     if frames > 1:
         _write_lines(path / "tracks.jsonl", (tracks for _, tracks in results))
         results = [row for rows, _ in results for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from worker.models import ModelCache
 from worker.sampler import SampleItem, SamplingPlan, sample
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.device import resolve_device, resolve_dtype
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from heads_registry.training.data import load_labelled_images
 from heads_registry.training.expect import after, before
 from heads_registry.training.groups import load_faces, load_videos

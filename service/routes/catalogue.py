@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from heads_registry.manifest import Catalogue, ModelManifest, UnknownModel
+from heads_registry.catalogue import Catalogue, UnknownModel
+from heads_registry.manifest import ModelManifest
 from service import answers
 from service.errors import FieldError, NotFound, UnknownModelName
 from service.openapi import problems

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from demo_model import adapters
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from worker.models import ModelCache
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from heads_registry.catalogue import Catalogue
 from heads_registry.checkpoints import HeadExists, ImportRefused, UnknownLayout
 from heads_registry.importers import import_head
 from heads_registry.loading import load_head
-from heads_registry.manifest import Catalogue, HeadManifest
+from heads_registry.manifest import HeadManifest
 from tests.heads_registry.samples import CHANNELS, contents
 
 

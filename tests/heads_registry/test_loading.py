@@ -8,8 +8,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from heads_registry.base_model import BaseModel, ModelLoadError
+from heads_registry.catalogue import Catalogue
 from heads_registry.loading import HashMismatch, HeadMismatch, check_fit, load_head, sha256_of
-from heads_registry.manifest import Catalogue
 
 
 def rewrite(registry: Path, name: str, **changes: object) -> None:

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heads_registry.manifest import (
+from heads_registry.catalogue import (
     BUILTIN_DIR,
     Catalogue,
-    HeadManifest,
     IncompatibleHead,
-    ManifestError,
     UnknownHead,
     UnknownModel,
 )
+from heads_registry.manifest import HeadManifest, ManifestError
 
 MODEL = {
     "name": "base",

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import Catalogue
 from heads_registry.loading import check_fit, load_head
-from heads_registry.manifest import Catalogue, ManifestError
+from heads_registry.manifest import ManifestError
 from heads_registry.training.data import DataError, load_labelled_images
 from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.losses import balanced_mse, mse

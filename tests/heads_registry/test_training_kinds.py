@@ -12,10 +12,11 @@ import torch
 import yaml
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.features import decoder_taps
 from heads_registry.fit import check_head
 from heads_registry.loading import load_head
-from heads_registry.manifest import BUILTIN_DIR, Catalogue, HeadManifest
+from heads_registry.manifest import HeadManifest
 from heads_registry.training.command import Options, train_heads
 from heads_registry.training.data import DataError, load_labelled_images
 from heads_registry.training.groups import Grouped, load_faces, load_videos

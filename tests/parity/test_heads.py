@@ -10,9 +10,10 @@ import yaml
 from torch import Tensor
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import Catalogue
 from heads_registry.importers import import_head
 from heads_registry.loading import check_fit, load_head
-from heads_registry.manifest import Catalogue, ModelManifest
+from heads_registry.manifest import ModelManifest
 from heads_registry.networks import ReadoutHead
 from tests.parity.golden import DATA, GOLDEN, arrays, assert_parity, needs_golden
 

@@ -17,7 +17,7 @@ import uvicorn
 import yaml
 from PIL import Image
 
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.connection import connect
 from jobs.logs import configure_logging
 from jobs.record import RecordStore

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.queue import JobQueue
 from jobs.record import RecordStore
 from jobs.request import Keypoint, Pose

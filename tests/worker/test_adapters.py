@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from heads_registry.adapters import AdapterLoadError, AdapterMismatch
+from heads_registry.catalogue import Catalogue, IncompatibleAdapter, UnknownAdapter
 from heads_registry.loading import load_head
-from heads_registry.manifest import Catalogue, IncompatibleAdapter, UnknownAdapter
 from jobs.record import FailureCode
 from jobs.request import Adapter, Keypoint, Pose, StoredImage
 from tests.tiny import add_adapters, save_tiny_adapter

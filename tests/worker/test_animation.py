@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.record import FailureCode
 from jobs.request import Animation, OutputOptions
 from tests.worker.test_references import (

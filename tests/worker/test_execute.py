@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from heads_registry.device import resolve_device, resolve_dtype
-from heads_registry.manifest import BUILTIN_DIR, Catalogue
 from jobs.request import GenerationRequest, Keypoint, OutputOptions, Pose, SpatialControl
 from tests.tiny import FAMILY
 from worker.controls import control_image

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.controls import Box, BoxPair, Region
 from jobs.record import FailureCode
 from jobs.request import IdentityControl

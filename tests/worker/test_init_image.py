@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.controls import Box, BoxPair, Keypoint, Pose, Region
 from jobs.request import IdentityControl, InitImage, OutputOptions, SpatialControl, StoredImage
 from jobs.schedule import batch_group, cost

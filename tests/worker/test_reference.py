@@ -11,8 +11,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from heads_registry.base_model import BaseModel
+from heads_registry.catalogue import Catalogue
 from heads_registry.loading import load_head
-from heads_registry.manifest import Catalogue
 from tests.worker.test_sampler import GaussianModel
 from worker.guidance import ReadoutTarget
 from worker.objectives import appearance_distance

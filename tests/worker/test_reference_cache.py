@@ -11,7 +11,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.references import REFERENCES, expire_references, reference_object
 from jobs.store import ObjectStore
 from tests.servers import settings_for

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from heads_registry.base_model import BaseModel
-from heads_registry.manifest import Catalogue
+from heads_registry.catalogue import Catalogue
 from jobs.controls import Box, BoxPair, Drag, Point, Region
 from jobs.request import (
     AppearanceControl,

@@ -14,8 +14,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from heads_registry.base_model import BaseModel, Conditioning
+from heads_registry.catalogue import Catalogue
 from heads_registry.loading import load_head
-from heads_registry.manifest import Catalogue, HeadManifest
+from heads_registry.manifest import HeadManifest
 from heads_registry.networks import ReadoutHead
 from worker.guidance import ReadoutTarget
 from worker.monitor import Measured

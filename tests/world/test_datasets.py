@@ -19,6 +19,7 @@ from world.files import seeds_with_backs
 from world.labels import as_bytes, depth_image, openpose_image
 from world.render import render
 from world.scene import sample_scene
+from world.videos import video_scenes
 
 
 def test_folder_round_trip(tmp_path: Path) -> None:
@@ -45,6 +46,14 @@ def test_videos_have_tracks(tmp_path: Path) -> None:
     assert [row["frame"] for row in rows] == [0, 1, 2]
     assert tracks["frames"] == [row["file_name"] for row in rows]
     assert np.asarray(tracks["tracks"]).shape == (len(tracks["segments"]), 3, 3)
+
+
+def test_a_share_of_the_videos_is_cut(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, [5, 6], 16, labels=(), frames=2, cuts=0.5)
+    for seed, cuts in ((5, False), (6, True)):
+        last = video_scenes(sample_scene(seed), 2, cuts)[-1]
+        saved = Image.open(folder / "images" / f"{seed:09d}_001.png")
+        assert np.array_equal(np.asarray(saved), render(last, 16).rgb)
 
 
 def test_faces_of_a_share_of_the_looks_have_one_skin(tmp_path: Path) -> None:
