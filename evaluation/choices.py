@@ -22,7 +22,7 @@ BOTH = {"form": "two_pass", "branch": "both"}
 
 
 def _forms(common: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The same with what is not the demo model's default."""
+    """What is asked for in the forms and branches that are not the demo model's default."""
     return {
         f"weight {common['weight']:g}, {name}": {**PLAIN, **common, **change}
         for name, change in {

@@ -107,10 +107,7 @@ class Catalogue:
             UnknownHead: names the heads that fit the model.
             IncompatibleHead: such a head exists, for another family.
         """
-        head, told, other = _find("head", self._heads, model, name)
-        if head is not None:
-            return head
-        raise IncompatibleHead(told) if other else UnknownHead(told)
+        return _find("head", self._heads, model, name, UnknownHead, IncompatibleHead)
 
     def adapters_for(self, model: ModelManifest) -> tuple[AdapterManifest, ...]:
         """Every adapter of the model's family."""
@@ -123,32 +120,34 @@ class Catalogue:
             UnknownAdapter: names the adapters that fit the model.
             IncompatibleAdapter: such an adapter exists, for another family.
         """
-        adapter, told, other = _find("adapter", self._adapters, model, name)
-        if adapter is not None:
-            return adapter
-        raise IncompatibleAdapter(told) if other else UnknownAdapter(told)
+        return _find("adapter", self._adapters, model, name, UnknownAdapter, IncompatibleAdapter)
 
 
 def _find(
-    what: str, installed: dict[str, Part], model: ModelManifest, name: str
-) -> tuple[Part | None, str, bool]:
-    """The part of the model's family; or why there is none, and whether another family has it."""
+    what: str,
+    installed: dict[str, Part],
+    model: ModelManifest,
+    name: str,
+    unknown: type[RegistryError],
+    incompatible: type[RegistryError],
+) -> Part:
+    """The part of the model's family, or the error that says why there is none."""
     part_id = name if "/" in name else f"{model.family}/{name}"
     part = installed.get(part_id)
     if part is not None and part.base_model == model.family:
-        return part, "", False
+        return part
     parts = [installed[key] for key in sorted(installed)]
     fitting = ", ".join(one.name for one in parts if one.base_model == model.family) or "none"
     bare = part_id.rpartition("/")[2]
     others = [one.base_model for one in parts if one.name == bare]
     if part is not None or others:
-        told = (
+        raise incompatible(
             f"{what} {name!r} belongs to the {' and '.join(others)} family, but model "
             f"{model.name!r} is of family {model.family!r}; {what}s that fit: {fitting}"
         )
-        return None, told, True
-    told = f"no {what} {name!r} is installed for model {model.name!r}; {what}s that fit: {fitting}"
-    return None, told, False
+    raise unknown(
+        f"no {what} {name!r} is installed for model {model.name!r}; {what}s that fit: {fitting}"
+    )
 
 
 def _load_all(kind: type[M], directory: Path) -> list[M]:

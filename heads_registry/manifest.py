@@ -1,8 +1,4 @@
-"""Manifests of models, readout heads and adapters; torch-free.
-
-RegistryError             base of everything that can be wrong with the registry
-└── ManifestError         a manifest is not valid YAML or breaks its schema; says where
-"""
+"""Manifests of models, readout heads and adapters, and what can be wrong with one; torch-free."""
 
 from __future__ import annotations
 
