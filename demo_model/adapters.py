@@ -40,8 +40,9 @@ def build_adapter(kind: Kind, pipeline: StableDiffusionPipeline, config: Adapter
     """A new adapter for the pipeline's U-Net.
 
     A ControlNet begins as a copy of the encoder, zero convolutions at its ends. The T2I-Adapter is
-    the kind that SDXL has, because this U-Net, too, halves the latents in a first block without
-    attention, after which diffusers adds the first feature; the last block, of 2×2, gets none.
+    the kind that SDXL has, because these U-Nets, too, halve the latents in a first block without
+    attention, after which diffusers adds the first feature; the last block gets none. Where the
+    second block has no attention either, the adapter has features for these two blocks alone.
     """
     torch.manual_seed(config.seed)
     if kind == "controlnet":
@@ -50,11 +51,13 @@ def build_adapter(kind: Kind, pipeline: StableDiffusionPipeline, config: Adapter
         )
     else:
         factor = 2 ** len(config.embedding_channels)  # the autoencoder's, and the first block's
+        unet = pipeline.unet.config
+        both_plain = unet.down_block_types[1] == "DownBlock2D"
         adapter = T2IAdapter(
-            channels=list(pipeline.unet.config.block_out_channels[:3]),
+            channels=list(unet.block_out_channels[: 2 if both_plain else 3]),
             num_res_blocks=2,
             downscale_factor=factor,
-            adapter_type="full_adapter_xl",
+            adapter_type="full_adapter" if both_plain else "full_adapter_xl",
         )
     return adapter.requires_grad_(True).train().to(memory_format=torch.channels_last)
 

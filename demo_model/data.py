@@ -63,9 +63,9 @@ class EpochOrder:
         return np.array([self.at(position + offset) for offset in range(size)])
 
 
-def images_as_tensor(images: np.ndarray) -> Tensor:
+def images_as_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """(batch, height, width, 3) uint8 → (batch, 3, height, width) float32 in [-1, 1]."""
-    tensor = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)
     return tensor.to(torch.float32).div_(127.5).sub_(1.0)
 
 

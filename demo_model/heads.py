@@ -9,7 +9,9 @@ from torch import Tensor
 NECK, RIGHT_EAR, LEFT_EAR = 1, 16, 17
 
 
-def head_weights(keypoints: np.ndarray, size: int, extra: float) -> Tensor:
+def head_weights(
+    keypoints: np.ndarray, size: int, extra: float, device: torch.device | str = "cpu"
+) -> Tensor:
     """How much each pixel counts in a loss: 1 + `extra` on heads, scaled to a mean of 1 per image.
 
     A head is the disc around the middle of the ears that reaches a little beyond the neck.
@@ -19,12 +21,12 @@ def head_weights(keypoints: np.ndarray, size: int, extra: float) -> Tensor:
         size: pixels along a side.
 
     Returns:
-        (batch, 1, size, size) float32.
+        (batch, 1, size, size) float32, on `device`.
     """
-    points = torch.from_numpy(np.asarray(keypoints, np.float32))[..., :2]
+    points = torch.from_numpy(np.array(keypoints, np.float32)).to(device)[..., :2]
     centres = 0.5 * (points[:, :, RIGHT_EAR] + points[:, :, LEFT_EAR])
     radii = 1.1 * (points[:, :, NECK] - centres).norm(dim=2)
-    at = torch.arange(size) + 0.5
+    at = torch.arange(size, device=device) + 0.5
     across = (at - centres[..., :1]).square()[:, :, None, :]
     down = (at - centres[..., 1:]).square()[:, :, :, None]
     inside = (across + down <= radii.square()[..., None, None]).any(dim=1, keepdim=True)

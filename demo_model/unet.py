@@ -66,6 +66,22 @@ def min_snr_weights(alphas_cumprod: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
+def latent_head_weights(
+    config: RunConfig, keypoints: np.ndarray, latent_size: int, device: torch.device
+) -> Tensor:
+    """(count, 1, latent_size, latent_size) float16, mean 1 an image: how much each latent counts.
+
+    Args:
+        keypoints: (count, people, 18, 3), x and y in pixels.
+    """
+    extra, factor = config.unet.head_weight, config.image_size // latent_size
+    weights = [
+        F.avg_pool2d(head_weights(part, config.image_size, extra, device), factor).half()
+        for part in np.array_split(keypoints, max(1, len(keypoints) // 500))
+    ]
+    return torch.cat(weights)
+
+
 class UnetStage:
     """Trains U-Net and text encoder; each process of `group` takes its part of every batch.
 
@@ -90,11 +106,14 @@ class UnetStage:
         export: Callable[[], None],
     ) -> None:
         self.config, self.plan, self.parts = config.unet, config.unet.plan, parts
-        self.latents, self.captions, self.keypoints = latents, captions, keypoints
         self.device, self.group, self.export = device, group, export
-        self.latent_channels, self.image_size = config.vae.latent_channels, config.image_size
+        self.latent_channels = config.vae.latent_channels
+        where = device.device  # the whole data set: some gigabytes
+        self.latents = torch.from_numpy(latents).to(where)
+        self.captions = torch.from_numpy(captions).to(where)
+        self.head_weights = latent_head_weights(config, keypoints, latents.shape[-1], where)
         self.order = EpochOrder(len(latents), config.seed)
-        self.generator = torch.Generator()
+        self.generator = torch.Generator(where)
         unet_parameters = list(parts.unet.parameters())
         text_parameters = list(parts.text_encoder.parameters())
         self.gradients = FlatGradients([*unet_parameters, *text_parameters])
@@ -107,56 +126,57 @@ class UnetStage:
         )
         self.denoise = compiled(parts.unet, config)
         end = parts.tokenizer.eos_token_id
-        self.empty = torch.full((config.text.max_length,), end)
+        self.empty = torch.full((config.text.max_length,), end, device=where)
         self.empty[0] = parts.tokenizer.bos_token_id
-        self.alphas_cumprod = build_scheduler().alphas_cumprod
+        self.alphas_cumprod = build_scheduler().alphas_cumprod.to(where)
         self.weights = min_snr_weights(self.alphas_cumprod, config.unet.min_snr_gamma)
 
-    def _caption_ids(self, images: np.ndarray) -> Tensor:
+    def _caption_ids(self, images: Tensor) -> Tensor:
         """(batch, length) ids of one random caption of each image, sometimes the empty one."""
-        count, draw = len(images), self.generator
-        variant = torch.randint(0, WITH_POSE, (count,), generator=draw)
-        poseless = WITH_POSE + torch.randint(0, WITHOUT_POSE, (count,), generator=draw)
-        without = torch.rand(count, generator=draw) < self.config.without_pose_probability
-        variant = torch.where(without, poseless, variant)
-        ids = torch.from_numpy(self.captions[images, variant.numpy()].astype(np.int64))
-        empty = torch.rand(count, generator=draw) < self.config.empty_caption_probability
+        count = len(images)
+        variant = self._integers(count, 0, WITH_POSE)
+        poseless = self._integers(count, WITH_POSE, WITH_POSE + WITHOUT_POSE)
+        without = self._uniform(count) < self.config.without_pose_probability
+        ids = self.captions[images, torch.where(without, poseless, variant)].long()
+        empty = self._uniform(count) < self.config.empty_caption_probability
         return torch.where(empty[:, None], self.empty, ids)
 
-    def _latents(self, images: np.ndarray) -> Tensor:
+    def _integers(self, count: int, low: int, high: int) -> Tensor:
+        where, draw = self.generator.device, self.generator
+        return torch.randint(low, high, (count,), generator=draw, device=where)
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.rand(count, generator=self.generator, device=self.generator.device)
+
+    def _normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def _latents(self, images: Tensor) -> Tensor:
         """(batch, channels, h, w) sampled from the cached posteriors, scaled to unit variance."""
-        both = torch.from_numpy(self.latents[images].astype(np.float32))
-        mean, std = both.split(self.latent_channels, dim=1)
-        noise = torch.randn(mean.shape, generator=self.generator)
-        return (mean + std * noise) * self.parts.vae.config.scaling_factor
+        mean, std = self.latents[images].float().split(self.latent_channels, dim=1)
+        return (mean + std * self._normal(mean.shape)) * self.parts.vae.config.scaling_factor
 
     def _timesteps(self, count: int) -> Tensor:
         """(batch,) one from each of `count` equal parts of the schedule, in random order."""
-        parts = torch.randperm(count, generator=self.generator)
-        return ((parts + torch.rand(count, generator=self.generator)) * 1000 / count).long()
+        where, draw = self.generator.device, self.generator
+        parts = torch.randperm(count, generator=draw, device=where)
+        return ((parts + self._uniform(count)) * 1000 / count).long()
 
-    def loss(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    def loss(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         """The min-SNR and head weighted loss of some images, and the plain mean squared error."""
+        images = torch.from_numpy(chosen).to(self.device.device)
         ids, latents = self._caption_ids(images), self._latents(images)
         timesteps = self._timesteps(len(images))
-        noise = torch.randn(latents.shape, generator=self.generator)
+        noise = self._normal(latents.shape)
         signal = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-        noisy = noisy.to(self.device.device, memory_format=torch.channels_last)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
         with self.device.autocast():
-            context = self.parts.text_encoder(ids.to(self.device.device)).last_hidden_state
-            steps = timesteps.to(self.device.device)
-            noise_pred = self.denoise(noisy, steps, context, return_dict=False)[0]
-        error = (noise_pred.float() - noise.to(self.device.device)).square().mean(1, keepdim=True)
-        heads = self._head_weights(images, latents.shape[-1]) * self.weights[timesteps].view(
-            -1, 1, 1, 1
-        )
-        return (error * heads.to(error.device)).mean(), error.detach().mean()
-
-    def _head_weights(self, images: np.ndarray, latent_size: int) -> Tensor:
-        """(batch, 1, h, w), mean 1."""
-        weights = head_weights(self.keypoints[images], self.image_size, self.config.head_weight)
-        return F.avg_pool2d(weights, self.image_size // latent_size)
+            context = self.parts.text_encoder(ids).last_hidden_state
+            noise_pred = self.denoise(noisy, timesteps, context, return_dict=False)[0]
+        error = (noise_pred.float() - noise).square().mean(1, keepdim=True)
+        weights = self.head_weights[images].float() * self.weights[timesteps].view(-1, 1, 1, 1)
+        return (error * weights).mean(), error.detach().mean()
 
     def train_step(self, position: int, rate: float, step: int) -> float | None:
         """One AdamW step on one batch of the whole group; the plain error every tenth step."""

@@ -88,24 +88,24 @@ class VaeStage:
             fused=True,
         )
         self.order = EpochOrder(len(renders.train.images), config.seed)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator(device.device).manual_seed(config.seed)
 
     def loss(self, chosen: np.ndarray) -> Tensor:
         """The loss of some training images: reconstruction + 1e-4·KL per latent element."""
-        images = images_as_tensor(self.renders.train.images[chosen]).to(self.device.device)
+        device = self.device.device
+        images = images_as_tensor(self.renders.train.images[chosen], device)
         size, channels = self.config.latent_size, self.config.vae.latent_channels
-        noise = torch.randn((len(chosen), channels, size, size), generator=self.generator)
-        keypoints = self.renders.train.keypoints[chosen]
-        weights = head_weights(keypoints, self.config.image_size, self.config.vae.head_weight)
+        shape = (len(chosen), channels, size, size)
+        noise = torch.randn(shape, generator=self.generator, device=device)
+        keypoints, extra = self.renders.train.keypoints[chosen], self.config.vae.head_weight
+        weights = head_weights(keypoints, self.config.image_size, extra, device)
         images = images.contiguous(memory_format=torch.channels_last)
         with self.device.autocast():
             posterior = self.model.encode(images, return_dict=False)[0]
-            sample = posterior.mean + posterior.std * noise.to(self.device.device)
+            sample = posterior.mean + posterior.std * noise
             output = self.model.decode(sample, return_dict=False)[0]
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).float().mean()
-        error = reconstruction_loss(
-            self.config.vae, output.float(), images, weights.to(images.device)
-        )
+        error = reconstruction_loss(self.config.vae, output.float(), images, weights)
         return error + self.config.vae.kl_weight * kl
 
     def train_step(self, position: int, rate: float, step: int) -> float | None:
@@ -174,7 +174,7 @@ def encode_latents(
     output = np.load(temporary, mmap_mode="r+")
     starts = range(batch * group.rank, len(images), batch * group.size)
     for start in tqdm(starts, desc="latents", mininterval=5.0, disable=not group.leads):
-        part = images_as_tensor(images[start : start + batch]).to(device.device)
+        part = images_as_tensor(images[start : start + batch], device.device)
         with device.autocast():
             posterior = model.encode(part).latent_dist
         both = torch.cat([posterior.mean, posterior.std], dim=1)

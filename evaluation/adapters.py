@@ -58,7 +58,7 @@ def adapters(count: int) -> list[Row]:
     """Held-out poses shown to an adapter, alone and with readout guidance by the pose head at its
     defaults; `gain` is guidance's, paired by seed. Early: the same training after a few minutes
     (`make demo-adapters`)."""
-    bench = _Bench(Scenes.of(TEST[:count], 64))
+    bench = _Bench(Scenes.of(TEST[:count]))
     plain = bench.see("final", Condition())
     guided = bench.see("final", Condition(signal="pose"))
     rows = [_row("no adapter", plain, None, plain), _row("no adapter", guided, plain, plain)]
@@ -75,7 +75,7 @@ def adapter_gradient(count: int) -> list[Row]:
     """Whether the readout gradient takes a ControlNet's residuals for constants or goes through it:
     obedience on validation poses (a third of the count), and seconds of guided pictures, each a
     batch of eight computed for this."""
-    bench = _Bench(Scenes.of(VALIDATION[: max(8, count // 3)], 64))
+    bench = _Bench(Scenes.of(VALIDATION[: max(8, count // 3)]))
     plain = bench.see("final", Condition())
     rows = []
     for state in bench.studios:

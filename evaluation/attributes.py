@@ -1,7 +1,8 @@
 """Independent recognisers of attributes: small networks trained on clean renders, and on nothing
 of the diffusion model's.
 
-`PEOPLE` sees a picture of 64×64 with one whole person, `FACES` a tight crop of a face of 32×32.
+`PEOPLE` sees a picture of 64×64 with one whole person, `FACES` a tight crop of a face of 32×32;
+larger ones are reduced first.
 `python -m evaluation.train_attributes` trains them; their weights ship with the package.
 """
 
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from evaluation.judge import Block, load_judge
+from evaluation.judge import Block, load_judge, reduced
 from evaluation.measures import Pictures
 from world.faces import parameters
 from world.palette import COLOUR_NAMES, GLASSES_KINDS, HAIR_COLOURS, HAT_KINDS, IRIS_COLOURS
@@ -115,6 +116,7 @@ class Recogniser(nn.Module):
 
     def forward(self, pictures: Pictures) -> Attributes:
         """Pictures in [0, 1] → their attributes."""
+        pictures = reduced(pictures, self.kind.size)
         said = self.output(self.stages(self.stem(pictures * 2 - 1)).flatten(1))
         widths = [len(names) for names in self.kind.classes.values()]
         *logits, numbers = said.split([*widths, self.kind.numbers], dim=1)
@@ -181,7 +183,7 @@ class FaceFinder:
         return F.pad(points, (0, 1), value=1.0)
 
     def __call__(self, pictures: Pictures) -> Boxes:
-        """The squares around the faces of 64×64 portraits, brow to chin as in `world.faces`."""
+        """The squares around the faces of portraits, brow to chin as in `world.faces`."""
         boxes = self._inputs(pictures) @ self._map
         return boxes.clamp(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([0.9, 0.9, 1.0]))
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.generate import Scenes, placement
+from evaluation.generate import MODEL, SIZE, Scenes, placement
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference
 from heads_registry.catalogue import BUILTIN_DIR, Catalogue
@@ -20,7 +20,6 @@ from worker.ranking import ranking, score
 from world.captions import caption
 from world.seeds import TEST
 
-MODEL = "mannequin-64"
 CANDIDATES = 4
 WEIGHTS = (0.125, None)
 """Of the pose control; None: the head's default."""
@@ -33,7 +32,7 @@ def best_of(count: int) -> list[Row]:
     ranks first; a gain's interval above 0 is what best-of is for. Differences are paired. With a
     light hand as well as with the default weight: the readout that guidance has pressed hard says
     little more about the picture."""
-    scenes, scorer = Scenes.of(TEST[: max(8, count // 4)], 64), Scorer()
+    scenes, scorer = Scenes.of(TEST[: max(8, count // 4)]), Scorer()
     models = ModelCache(Catalogue([BUILTIN_DIR]), 2**33, *placement())
     return [row for weight in WEIGHTS for row in _compared(scenes, scorer, models, weight)]
 
@@ -86,7 +85,7 @@ def _request(
         include=set(GenerationRequest.model_fields)
     )
     own = head.defaults
-    image = StoredImage(upload_id="upl_", key="uploads/-", sha256="", width=64, height=64)
+    image = StoredImage(upload_id="upl_", key="uploads/-", sha256="", width=SIZE, height=SIZE)
     return GenerationRequest(
         **defaults,
         task="spatial",

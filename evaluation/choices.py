@@ -46,24 +46,32 @@ def _grid(
     }  # fmt: skip
 
 
+def _drag(weight: float, appearance: float, **changes: Any) -> dict[str, dict[str, Any]]:
+    """A choice of weights in two_pass and both branches, where nothing else is said."""
+    said = "".join(
+        f", {'-'.join(f'{end:g}' for end in value) if name == 'span' else value}"
+        for name, value in changes.items()
+    )
+    asked = {**BOTH, "weight": weight, "balance": appearance / weight, **changes}
+    return {f"weight {weight:g}, appearance {appearance:g}{said}": asked}
+
+
 DRAG_CHOICES: dict[str, dict[str, Any]] = (
     {"no guidance": {"weight": 0.0}}
-    | _grid((0.125, 0.25, 0.5, 1.0), [(0.0, 0.5)])
-    | _grid((0.25, 0.5), [(0.0, 0.8)])
-    | {"weight 0.5, appearance 0.25": {**PLAIN, "weight": 0.5, "balance": 0.5}}
-    | _forms({"weight": 0.25})
-    | {
-        "weight 0.25, two_pass, both branches, span 0-0.35": {
-            **BOTH, "weight": 0.25, "span": (0.0, 0.35),
-        },
-        "weight 0.5, two_pass, both branches, span 0.3-0.8": {
-            **BOTH, "weight": 0.5, "span": (0.3, 0.8),
-        },
-        "weight 0.25, two_pass, both branches, elementwise": {
-            **BOTH, "weight": 0.25, "update_rule": "elementwise",
-        },
-    }
-)  # fmt: skip
+    | _drag(0.125, 0.125)
+    | _drag(0.25, 0.25)
+    | _drag(0.5, 0.5)
+    | _drag(0.125, 0.0625)
+    | _drag(0.25, 0.125)
+    | _drag(0.5, 0.25)
+    | _drag(0.25, 0.0625)
+    | _drag(0.25, 0.125, span=(0.0, 0.8))
+    | _drag(0.25, 0.125, span=(0.0, 0.35))
+    | _drag(0.25, 0.125, update_rule="elementwise")
+    | _drag(0.25, 0.125, form="two_pass", branch="conditional")
+    | _drag(0.25, 0.125, form="one_pass", branch="both")
+    | _drag(0.25, 0.125, form="one_pass", branch="conditional")
+)
 APPEARANCE_CHOICES: dict[str, dict[str, Any]] = (
     _grid((0.125, 0.25, 0.5, 1.0), [(0.05, 0.5)])
     | _grid((0.25, 0.5, 1.0), [(0.3, 0.9)])

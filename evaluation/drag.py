@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evaluation.attributes import PEOPLE, agreement, load_recogniser
 from evaluation.edits import Asked, EditStudio, plain
+from evaluation.generate import SIZE
 from evaluation.judge import confidence, load_judge
 from evaluation.measures import Pictures
 from world.captions import caption
@@ -236,9 +237,9 @@ class CaseMaker:
             if len(cases) >= count:
                 break
             scene = _scene(seed)
-            rgb, keypoints = render_rgb(scene, 64)
+            rgb, keypoints = render_rgb(scene, SIZE)
             picture = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
-            points = torch.from_numpy(keypoints[0, :, :2]) / 64
+            points = torch.from_numpy(keypoints[0, :, :2]) / SIZE
             chosen = choose_drag(seed, points, torch.from_numpy(keypoints[0, :, 2] > 1))
             if chosen is not None:
                 prompt = caption(scene, pose=False)

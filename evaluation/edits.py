@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evaluation.generate import BATCH_SIZE, placement
+from evaluation.generate import BATCH_SIZE, MODEL, placement
 from evaluation.measures import Pictures
 from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from jobs.request import GenerationRequest, StoredImage
@@ -28,7 +28,6 @@ from worker.execute import execute_together, shared_plan
 from worker.models import LoadedHead, ModelCache
 from worker.reference_cache import ReferenceCache
 
-MODEL = "mannequin-64"
 RAW = "raw/"
 Asked = dict[str, Any]
 """The body of a POST /v1/generations."""

@@ -29,14 +29,17 @@ from world.render import Render, render
 from world.scene import sample_scene
 
 Signal = Literal["pose", "depth", "edge"]
-BATCH_SIZE = 8
+MODEL = "mannequin-64"
+SIZE = 64
+"""Of its pictures, px."""
+BATCH_SIZE = 32 if torch.cuda.is_available() else 8
 
 
 @dataclass(frozen=True)
 class Condition:
     """One way of making the pictures; everything that is not a default of the model is here."""
 
-    model: str = "mannequin-64"
+    model: str = MODEL
     signal: Signal | None = None
     weight: float | None = None
     span: tuple[float, float] | None = None
@@ -59,7 +62,7 @@ class Scenes:
     renders: list[Render]
 
     @classmethod
-    def of(cls, seeds: Sequence[int], size: int) -> Scenes:
+    def of(cls, seeds: Sequence[int], size: int = SIZE) -> Scenes:
         """Render the scenes of these seeds as full figures."""
         return cls(list(seeds), [render(sample_scene(seed, kind="figure"), size) for seed in seeds])
 
@@ -91,9 +94,9 @@ class Scenes:
         return Image.fromarray(openpose_image(picture.keypoints, picture.rgb.shape[0]))
 
 
-def placement() -> tuple[torch.device, None]:
-    """The device and the precision that a worker chooses here: what suits each model."""
-    return resolve_device("auto"), None
+def placement() -> tuple[torch.device, torch.dtype]:
+    """A GPU where there is one; float32 on all devices, so that figures agree."""
+    return resolve_device("auto"), torch.float32
 
 
 class Studio:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.generate import MODEL
 from evaluation.head_bench import HeadBench, Reader, faces_of, videos_of
 from evaluation.statistics import bootstrap, mean, mean_difference
 from heads_registry.training.measures import (
@@ -22,7 +23,6 @@ from heads_registry.training.measures import (
 from heads_registry.training.tasks import CorrespondenceTask, Examples
 from world.seeds import TEST, VALIDATION
 
-MODEL = "mannequin-64"
 RUNS = Path("runs/results")
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LOW_NOISE = (0.05, 0.1, 0.2, 0.3)

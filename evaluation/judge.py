@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """A U-shaped network from 64×64 pictures to maps of 32×32."""
+    """A U-shaped network from 64×64 pictures to maps of 32×32; larger ones are reduced first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +71,9 @@ class Judge(nn.Module):
         self.up32 = Block(64 + 32, 48)
         self.output = nn.Conv2d(48, NUM_KEYPOINTS + 2, 1)
 
-    def forward(self, pictures: Float[Tensor, "batch 3 64 64"]) -> Verdict:
+    def forward(self, pictures: Float[Tensor, "batch 3 size size"]) -> Verdict:
         """Pictures in [0, 1] → what is in them."""
+        pictures = reduced(pictures, IMAGE_SIZE)
         at32 = self.down32(self.stem(pictures * 2 - 1))
         at16 = self.down16(at32)
         at8 = self.down8(at16)
@@ -87,6 +88,13 @@ class Judge(nn.Module):
             maps[:, NUM_KEYPOINTS + 1].sigmoid(),
             heatmaps,
         )
+
+
+def reduced(
+    pictures: Float[Tensor, "batch 3 height width"], size: int
+) -> Float[Tensor, "batch 3 size size"]:
+    """Pictures of `size`, by the mean over areas."""
+    return pictures if pictures.shape[-1] == size else F.adaptive_avg_pool2d(pictures, size)
 
 
 def soft_argmax(heatmaps: Float[Tensor, "batch points h w"]) -> Float[Tensor, "batch points 2"]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.generate import Condition, Scenes, Studio
+from evaluation.generate import MODEL, SIZE, Condition, Scenes, Studio, placement
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference
@@ -25,7 +25,6 @@ from heads_registry.training.tasks import SpatialTask
 from world.files import write_dataset
 from world.seeds import TEST, TRAIN
 
-MODEL = "mannequin-64"
 RECIPE = Path("heads_registry/training/recipes/mannequin-pose.yaml")
 RUNS = Path("runs/results/learning")
 EXAMPLES = 4000
@@ -67,7 +66,7 @@ PARTS = {
 
 def _compare(count: int, variants: dict[str, dict[str, Any]]) -> list[Row]:
     trial = count < TRIAL_COUNT
-    scenes, scorer = Scenes.of(TEST[: max(8, count // 6)], 64), Scorer()
+    scenes, scorer = Scenes.of(TEST[: max(8, count // 6)]), Scorer()
     plain_pictures = Studio(RUNS / "pictures").pictures(Condition(), scenes)
     plain = scorer(plain_pictures, scenes)["pck@0.1"]
     rows: list[Row] = [
@@ -110,7 +109,9 @@ def _trained(
     registry = RUNS / name
     if not (registry / "heads" / f"{MODEL}-pose.yaml").is_file():
         task = SpatialTask(_images(examples, trial), HELD_OUT if not trial else 16)
-        trainer = HeadTrainer(BaseModel.load(manifest), [recipe], task, registry / "run")
+        trainer = HeadTrainer(
+            BaseModel.load(manifest, *placement()), [recipe], task, registry / "run"
+        )
         trainer.train()
         trainer.save(registry / "heads", manifest.family, trainer.evaluate())
     head = Catalogue([BUILTIN_DIR, registry]).head(manifest, "pose")
@@ -122,8 +123,8 @@ def _images(examples: int, trial: bool) -> LabelledImages:
     count = TRIAL_EXAMPLES if trial else EXAMPLES + HELD_OUT
     folder = RUNS / f"images-{count}"
     if not (folder / "metadata.jsonl").is_file():
-        write_dataset(folder, TRAIN[:count], 64, labels=["pose"])
-    images = load_labelled_images(folder, ["pose"], 64, 64)
+        write_dataset(folder, TRAIN[:count], SIZE, labels=["pose"])
+    images = load_labelled_images(folder, ["pose"], SIZE, SIZE)
     held_out = HELD_OUT if not trial else 16
     first = np.arange(min(examples, count - held_out))
     rows = torch.from_numpy(np.concatenate([first, np.arange(count - held_out, count)]))

@@ -25,10 +25,10 @@ from evaluation import (
     spatial,
     tasks,
 )
+from evaluation.generate import MODEL
 from heads_registry.catalogue import BUILTIN_DIR, Catalogue, UnknownHead
 from service.errors import UnknownHeadName
 
-MODEL = "mannequin-64"
 STORED = Path("docs/results")
 REPORT = Path("docs/results.md")
 BENCHES = "bench.md"
@@ -71,6 +71,15 @@ HEADS: dict[str, tuple[str, ...]] = {
 } | dict.fromkeys(("drag", "drag_real", "choose_drag", "second_drag"), DRAG)
 """part → heads that it depends on, beside the base model; of the others, pose alone."""
 
+TASKS = {
+    "drag": "drag",
+    "drag_real": "drag",
+    "second_drag": "drag",
+    "keep_appearance": "appearance",
+    "keep_identity": "identity",
+}
+"""part → task whose defaults it depends on; choices name all that they change."""
+
 
 def fingerprint(part: str) -> str:
     """SHA-256 of what a part's figures depend on, as it is now."""
@@ -83,8 +92,8 @@ def fingerprint(part: str) -> str:
     for manifest in used:
         said = manifest.model_dump_json(exclude={"metrics", "description", "tasks"})
         digest.update(said.encode())
-    if part in tasks.PARTS | second_drag.PARTS:  # choices name all that they change
-        digest.update(repr(sorted(model.tasks.items())).encode())
+    if part in TASKS:
+        digest.update(repr(model.tasks.get(TASKS[part])).encode())
     for judge in sorted(JUDGES.glob("*.safetensors")):
         digest.update(judge.read_bytes())
     return digest.hexdigest()

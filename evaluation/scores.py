@@ -35,7 +35,7 @@ class Scorer:
     @cached_property
     def colours(self) -> tuple[ColourClassifier, ColourClassifier]:
         """Classifiers of shirts and of trousers, fitted on clean renders seen by the judge."""
-        scenes = Scenes.of(COLOUR_SCENES, 64)
+        scenes = Scenes.of(COLOUR_SCENES)
         found = garment_colours(scenes.pictures, self.judge(scenes.pictures).keypoints)
         shirts, trousers = zip(
             *(outfit_of(scenes, row) for row in range(len(scenes.seeds))), strict=True
@@ -52,7 +52,6 @@ class Scorer:
         Key points count where the control holds them: inside the picture, those of the face only
         where they are seen.
         """
-        pictures = _at_judges_size(pictures)
         verdict = self.judge(pictures)
         truth = scenes.keypoints
         counted = _held(truth)
@@ -90,11 +89,6 @@ def _held(keypoints: Tensor) -> Tensor:
     """(pictures, 18): which key points the skeletons have."""
     people = known_points(keypoints.tolist())
     return torch.tensor([[point is not None for point in person] for person in people])
-
-
-def _at_judges_size(pictures: Pictures) -> Tensor:
-    size = 2 * MAP_SIZE
-    return pictures if pictures.shape[-1] == size else F.adaptive_avg_pool2d(pictures, size)
 
 
 def _maps(maps: list[np.ndarray]) -> Tensor:

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.generate import Condition, Scenes, Studio
+from evaluation.generate import MODEL, Condition, Scenes, Studio
 from evaluation.measures import background_spread
 from evaluation.scores import Scorer
 from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
 from heads_registry.catalogue import BUILTIN_DIR, Catalogue
 from world.seeds import TEST, VALIDATION
 
-MODEL = "mannequin-64"
 RUNS = Path("runs/results")
 
 Row = dict[str, str | float]
@@ -32,7 +31,7 @@ class _Bench:
         self.count = count
         self.studio = Studio(RUNS / "pictures")
         self.scorer = Scorer()
-        self.held_out = Scenes.of(TEST[:count], 64)
+        self.held_out = Scenes.of(TEST[:count])
 
     def some(self, count: int) -> Scenes:
         """The first held-out scenes, at least eight."""
@@ -106,7 +105,7 @@ def choose(count: int) -> list[Row]:
     """The search that chose the defaults, on 32 validation scenes; one pass, weight 0.5 where
     nothing else is said."""
     bench = _bench(count)
-    scenes = Scenes.of(VALIDATION[:32], 64)
+    scenes = Scenes.of(VALIDATION[:32])
     plain, plain_pictures = bench.scores(Condition(), scenes)
     rows = [_pose_row("unguided", plain, plain_pictures, plain, plain_pictures)]
     for condition in CHOICES:

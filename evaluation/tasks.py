@@ -78,6 +78,10 @@ class Bench:
         asked = [case.asked(**changes) for case in cases]
         return self.studio.pictures(asked, label, raw_tap).pictures
 
+    def raw_drags(self, cases: list[Case], label: str, tap: int, weight: float) -> Pictures:
+        """Of raw features, with the balance of the task's defaults."""
+        return self.drags(cases, label, tap, weight=weight, balance=0.5)
+
     @cached_property
     def raw(self) -> tuple[int, float]:
         """The tap and the weight whose raw features drag validation cases nearest."""
@@ -91,7 +95,7 @@ class Bench:
         taps = RAW_TAPS[2:4] if self.trial else RAW_TAPS
 
         def drag(tap: int, weight: float) -> dict[str, np.ndarray]:
-            return self.dragged(self.drags(cases, f"raw {tap}", tap, weight=weight), cases)
+            return self.dragged(self.raw_drags(cases, f"raw {tap}", tap, weight), cases)
 
         found = {(tap, RAW_WEIGHTS[0]): drag(tap, RAW_WEIGHTS[0]) for tap in taps}
         best, _ = min(found, key=lambda choice: found[choice]["distance"].mean())
@@ -142,8 +146,8 @@ def _drag_rows(
     tap, weight = bench.raw
     pictures = {
         name: unguided,
-        f"raw features, tap {tap}, weight {weight}": bench.drags(
-            cases, "raw features", tap, weight=weight
+        f"raw features, tap {tap}, weight {weight}": bench.raw_drags(
+            cases, "raw features", tap, weight
         ),
         "heads": bench.drags(cases, "heads"),
     }

@@ -62,6 +62,11 @@ class _Pretrained(_Manifest):
     )
 
     @property
+    def weights_identity(self) -> str:
+        """Which weights these are, whatever else the manifest says: for keys of caches."""
+        return self.model_dump_json(include={"name", "source", "revision", "variant", "sha256"})
+
+    @property
     def location(self) -> str:
         """What `from_pretrained` is given: an absolute directory, or the hub id as it stands."""
         if self.source.startswith((".", "/")):
@@ -88,6 +93,9 @@ class GuidanceDefaults(BaseModel):
 class TaskDefaults(GuidanceDefaults):
     """What a model wants of a task, where table 1 of the paper does not suit it."""
 
+    appearance_weight: float | None = Field(
+        None, ge=0, le=10, description="of appearance controls, where `weight` is not for them"
+    )
     guidance_scale: float | None = Field(None, ge=1, le=50)
     eta: Fraction | None = None
     form: Literal["one_pass", "two_pass"] | None = None

@@ -40,6 +40,9 @@ from worker.objectives import (
 
 LoadImage = Callable[[StoredImage], Image.Image]
 Cell = tuple[int, int]
+Place = tuple[float, float]
+SHORTEST_DRAG = 0.5
+"""In cells of the grid: over a shorter way the map hardly differs."""
 RelativeControl = CorrespondenceControl | AppearanceControl | IdentityControl
 
 
@@ -100,7 +103,7 @@ class Canvas:
             head: the control's.
             control: what is asked for.
             readouts: the reference's.
-            way: how far the points of a drag have moved, 0 to 1; before they leave their cells
+            way: how far the points of a drag have moved, 0 to 1; before that is `SHORTEST_DRAG`
                 there is nothing to ask for, and the weight is 0.
 
         Raises:
@@ -109,7 +112,7 @@ class Canvas:
         weight = control.weight
         if isinstance(control, CorrespondenceControl):
             pairs = self._pairs(control, way)
-            moved = [pair for pair in pairs if pair[0] != pair[1]]
+            moved = [pair for pair in pairs if math.dist(*pair) >= SHORTEST_DRAG]
             objective, measure = self._drag(moved or pairs)
             weight = weight if moved else 0.0
         else:
@@ -146,31 +149,36 @@ class Canvas:
             return partial(appearance_distance, region=self._mask(control.region))
         return partial(appearance_distance)
 
-    def _drag(self, pairs: Sequence[tuple[Cell, Cell]]) -> tuple[Objective, Objective]:
+    def _drag(self, pairs: Sequence[tuple[Place, Place]]) -> tuple[Objective, Objective]:
         """What is minimised and what is reported."""
         source, destination = torch.tensor(pairs, device=self.model.device).unbind(1)
         points = {"source": source, "destination": destination}
         return partial(correspondence_distance, **points), partial(correspondence_error, **points)
 
-    def _pairs(self, control: CorrespondenceControl, way: float) -> list[tuple[Cell, Cell]]:
-        """Cells of the grid that the points lie in, from and to, (y, x).
+    def _pairs(self, control: CorrespondenceControl, way: float) -> list[tuple[Place, Place]]:
+        """Places of the points on the grid, from and to, (y, x); cells' centres are whole numbers.
 
         Raises:
-            InvalidControl: a pair stays in its cell when it has gone all the way.
+            InvalidControl: all the way of a pair is shorter than `SHORTEST_DRAG`.
         """
         pairs = []
         for index, drag in enumerate(control.points):
             start, end = drag.source, drag.destination
             x, y = start.x + way * (end.x - start.x), start.y + way * (end.y - start.y)
-            source, destination = self._cell(start.x, start.y), self._cell(x, y)
-            if way == 1 and source == destination:
+            pair = self._place(start.x, start.y), self._place(x, y)
+            if way == 1 and math.dist(*pair) < SHORTEST_DRAG:
                 cell = self.request.width // self.grid[1]
                 raise InvalidControl(
-                    f"pair {index} of the points moves within one cell of the model's grid, which "
-                    f"is {cell} px wide: nothing would move; drag farther"
+                    f"pair {index} of the points moves by less than half a cell of the model's "
+                    f"grid, which is {cell} px wide: nothing would move; drag farther"
                 )
-            pairs.append((source, destination))
+            pairs.append(pair)
         return pairs
+
+    def _place(self, x: float, y: float) -> Place:
+        """A point on the grid, (y, x)."""
+        h, w = self.grid
+        return y * h - 0.5, x * w - 0.5
 
     def _cell(self, x: float, y: float) -> Cell:
         """The cell of a point, (y, x); one that rounding puts at 1 lies in the last."""

@@ -3,7 +3,8 @@
 A readout is what a head says of the item, (batch, channels, h, w). The target of a spatial head is
 a control image in readout units; that of a relative head (section 4.3) is the same head's readout
 of a reference at the same timestep, a feature map compared by its cosine. Points are in pixels of
-the map, (y, x); boxes are (x0, y0, x1, y1) in pixels of the map, x1 and y1 exclusive.
+the map, (y, x), whole numbers at the pixels' centres; boxes are (x0, y0, x1, y1) in pixels of the
+map, x1 and y1 exclusive.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from heads_registry.networks import Readout
 
-Points = Int[Tensor, "points 2"]
+Points = Real[Tensor, "points 2"]
 Box = tuple[int, int, int, int]
 Distance = Float[Tensor, " batch"]
 
@@ -41,7 +42,8 @@ def correspondence_distance(
     first term asks the content to arrive, the second, anti-ghosting, to leave. In [-½, ½].
 
     Only the points' features are gathered and compared, which gives what a matrix of all pairs of
-    pixels would give at those points, nearly for free.
+    pixels would give at those points, nearly for free. Deviation: points between pixels are read
+    bilinearly, where the authors' code rounds them (ADR 7).
     """
     wanted = _gather(reference, source)
     arrived = _similarity(wanted, _gather(readout, destination))
@@ -82,7 +84,18 @@ def boxed_distance(
 
 
 def _gather(readout: Readout, points: Points) -> Float[Tensor, "batch channels points"]:
-    return readout[:, :, points[:, 0], points[:, 1]]
+    """The map at the points, bilinearly; its border is repeated outside. By indices, whose gradient
+    is the same in every run, which `grid_sample`'s on a GPU is not."""
+    last = torch.tensor(readout.shape[-2:], device=points.device) - 1
+    inside = points.clamp(min=0).minimum(last)
+    low = inside.floor().long()
+    high = (low + 1).minimum(last)
+    down, across = (inside - low).to(readout.dtype).unbind(1)
+    left, right = (
+        torch.lerp(readout[:, :, low[:, 0], x], readout[:, :, high[:, 0], x], down)
+        for x in (low[:, 1], high[:, 1])
+    )
+    return torch.lerp(left, right, across)
 
 
 def _similarity(

@@ -99,7 +99,7 @@ def cached_latents(
 
 
 def _fingerprint(model: BaseModel, images: Pictures) -> str:
-    digest = hashlib.sha256(model.manifest.model_dump_json().encode() if model.manifest else b"")
+    digest = hashlib.sha256(model.manifest.weights_identity.encode() if model.manifest else b"")
     digest.update(f"{model.vae.dtype} {tuple(images.shape)}".encode())
     for start in range(0, len(images), 256):
         digest.update(images[start : start + 256].numpy().tobytes())

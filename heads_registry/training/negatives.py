@@ -99,7 +99,7 @@ def _key(
     model: BaseModel, grouped: Grouped, rows: Sequence[int], recipe: NegativesRecipe, seed: int
 ) -> str:
     digest = hashlib.sha256()
-    manifest = model.manifest.model_dump_json() if model.manifest else ""
+    manifest = model.manifest.weights_identity if model.manifest else ""
     captions = "\n".join(grouped.captions[row] for row in rows)
     for text in (manifest, recipe.model_dump_json(exclude={"others"}), str(seed), captions):
         digest.update(text.encode() + b"\0")

@@ -181,9 +181,7 @@ class CorrespondenceTask:
         """PCK@0.1 of each pair."""
         assert examples.points is not None
         assert examples.valid is not None
-        share = pair_pck(
-            readouts[:, 0], readouts[:, 1], examples.points, examples.valid.to(readouts.device)
-        )
+        share = pair_pck(readouts[:, 0], readouts[:, 1], examples.points, examples.valid)
         return {"pck@0.1": 100 * share}
 
     def summarise(self, recipe: HeadRecipe, measured: dict[str, np.ndarray]) -> dict[str, float]:

@@ -93,7 +93,14 @@ def write_registry(directory: Path) -> Path:
         | {
             "name": "whole-tuned",
             "family": "whole",
-            "tasks": {"drag": {"guidance_scale": 2.0, "form": "one_pass", "branch": "both"}},
+            "tasks": {
+                "drag": {
+                    "guidance_scale": 2.0,
+                    "form": "one_pass",
+                    "branch": "both",
+                    "appearance_weight": 0.5,
+                }
+            },
         }
         | {"face_detector": "mannequin"},
         "heads/whole-depth.yaml": HEAD | {"name": "depth", "title": "D", "base_model": "whole"},

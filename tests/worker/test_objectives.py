@@ -140,3 +140,19 @@ def test_what_lies_outside_a_region_or_a_box_has_no_say(maps: tuple[Tensor, Tens
         boxed_distance(readout, reference, [(whole, whole)]),
         appearance_distance(readout, reference),
     )
+
+
+def test_a_point_between_pixels_is_read_bilinearly(maps: tuple[Tensor, Tensor]) -> None:
+    readout, reference = maps
+    places = torch.tensor([[1.25, 2.5], [-3.0, 9.0]])
+    grid = ((places.flip(1) + 0.5) / torch.tensor([6, 5]) * 2 - 1).double()
+    expected = [
+        F.grid_sample(
+            value, grid[None, :, None].expand(2, -1, -1, -1), padding_mode="border",
+            align_corners=False,
+        )[..., 0]
+        for value in maps
+    ]  # fmt: skip
+    arrived = (F.cosine_similarity(expected[1][..., :1], expected[0][..., 1:], dim=1) + 1) / 2
+    found = correspondence_error(readout, reference, places[:1], places[1:])
+    torch.testing.assert_close(found, 1 - arrived[:, 0], rtol=1e-5, atol=1e-6)
