@@ -23,7 +23,11 @@ FACTORS = (0.0, 0.5, 1.0)
 COLUMNS = ("given", "no guidance", "half the weight", "the task's weight")
 
 Request = dict[str, Any]
-NECK, RIGHT_WRIST, LEFT_WRIST, RIGHT_EAR, LEFT_EAR = 1, 4, 7, 16, 17
+NECK, RIGHT_EAR, LEFT_EAR = 1, 16, 17
+ARMS = ([2, 4], [5, 7])
+"""Shoulder and wrist, right and left."""
+TURN = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2.0)
+"""By 45 degrees; its transpose turns back."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,18 @@ def make_cases(client: ReadoutClient, model: dict[str, Any], user_seed: int) -> 
 
 
 def _drag(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
-    """A hand of a picture that the model has never seen goes up, or down where it is up."""
+    """The lower arm of a picture that the model has never seen is turned up around its shoulder, or
+    down where it is up; the prompt says nothing of poses."""
     scene, rendered = _scene(seed, size)
-    wrists = rendered.keypoints[0, [RIGHT_WRIST, LEFT_WRIST], :2]
-    start = wrists[wrists[:, 1].argmax()]
-    way = 0.25 * size if start[1] < 0.35 * size else -0.25 * size
-    end = np.clip(start + np.array([0.0, way]), 2, size - 3)
+    shoulder, start = max(
+        (rendered.keypoints[0, arm, :2] for arm in ARMS), key=lambda points: float(points[1][1])
+    )
+    turned = [shoulder + turn @ (start - shoulder) for turn in (TURN, TURN.T)]
+    up = start[1] >= shoulder[1]
+    end = (min if up else max)(turned, key=lambda point: float(point[1]))
+    end = np.clip(end, 2, size - 3)
     points = [{name: {"x": float(x), "y": float(y)} for name, (x, y) in _ends(start, end)}]
-    prompt = caption(scene)
+    prompt = caption(scene, pose=False)
     request = {
         "task": "drag",
         "prompt": prompt,

@@ -179,16 +179,21 @@ class DragScorer:
         """One number a case.
 
         `distance` of the dragged point to its target and `others`, the mean way of the key points
-        that should stay, px of 512; `outside`, the mean absolute change of the pixels away from the
-        limb, of 255; `attributes`, the share in which the picture agrees with the one that was
-        dragged, %; `person`, the judge's mean confidence, %.
+        that should stay, px of 512; `halfway`, whether less than half of the way is left, %;
+        `outside`, the mean absolute change of the pixels away from the limb, of 255; `attributes`,
+        the share in which the picture agrees with the one that was dragged, %; `person`, the
+        judge's mean confidence, %.
         """
         verdict = self.judge(pictures)
         before = torch.stack([case.picture for case in cases])
-        scores: dict[str, list[float]] = {"distance": [], "others": [], "outside": []}
+        names = ("distance", "halfway", "others", "outside")
+        scores: dict[str, list[float]] = {name: [] for name in names}
         for row, case in enumerate(cases):
             points, joint = verdict.keypoints[row], case.joint
-            scores["distance"].append(float((points[joint.index] - case.target).norm()))
+            left = float((points[joint.index] - case.target).norm())
+            scores["distance"].append(left)
+            way = float((case.source - case.target).norm())
+            scores["halfway"].append(100.0 * (left < 0.5 * way))
             moved = (points - case.points).norm(dim=1)
             stay = [i for i in range(len(moved)) if i not in (joint.index, *joint.carried)]
             scores["others"].append(float(moved[stay].mean()))

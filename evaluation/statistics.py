@@ -39,6 +39,11 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
+def median(values: np.ndarray) -> float:
+    """Of one column."""
+    return float(np.median(values))
+
+
 def mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
     """The ratio of two means."""
     return float(numerator.mean() / denominator.mean())

@@ -22,7 +22,7 @@ from evaluation.edits import EditStudio
 from evaluation.measures import Pictures
 from evaluation.preserve import AppearanceScorer, IdentityScorer, Portraits, Variations, slopes
 from evaluation.sheets import contact_sheet
-from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio
+from evaluation.statistics import bootstrap, mean, mean_difference, mean_ratio, median
 from world.faces import face_scene, lookalikes
 from world.render import render_rgb
 from world.seeds import TEST, VALIDATION
@@ -115,10 +115,11 @@ def bench_of(count: int) -> tuple[Bench, int]:
 def drag(count: int) -> list[Row]:
     """A wrist, an ankle or the nose of a generated picture is dragged around the joint that carries
     it, by one pair of points and the task's defaults. Distance of the dragged point to its target
-    and way of the key points that should stay, by the judge, px of 512; change of the pixels away
-    from the limb, of 255; agreement of shirt, trousers, skin, hair and hat with the picture before,
-    by a recogniser trained on clean renders; the judge's mean confidence in all key points. Raw
-    features: the same objectives on one tap of the U-Net; tap and weight chosen on validation."""
+    (mean, median, and how often less than half of the way is left) and way of the key points that
+    should stay, by the judge, px of 512; change of the pixels away from the limb, of 255; agreement
+    of shirt, trousers, skin, hair and hat with the picture before, by a recogniser trained on clean
+    renders; the judge's mean confidence in all key points. Raw features: the same objectives on one
+    tap of the U-Net; tap and weight chosen on validation."""
     bench, wanted = bench_of(count)
     cases = bench.cases.generated(TEST, wanted)
     before = torch.stack([case.picture for case in cases])
@@ -178,6 +179,8 @@ def drag_row(scores: Scores) -> Row:
     return {
         "drags": len(scores["distance"]),
         "distance, px": str(bootstrap(mean, scores["distance"])),
+        "median": str(bootstrap(median, scores["distance"])),
+        "more than half way, %": str(bootstrap(mean, scores["halfway"])),
         "change outside": str(bootstrap(mean, scores["outside"])),
         "other points, px": str(bootstrap(mean, scores["others"])),
         "attributes kept, %": str(bootstrap(mean, scores["attributes"])),

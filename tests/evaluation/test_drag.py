@@ -78,6 +78,9 @@ def test_an_unchanged_picture_kept_everything_and_dragged_nothing() -> None:
     )
     assert scores["outside"][0] == scores["others"][0] == 0
     assert scores["attributes"][0] == 100
+    assert scores["halfway"][0] == 0
+    nearly = replace(case, target=points[case.joint.index] + 0.01, points=points - 0.2)
+    assert scorer(pictures, [nearly])["halfway"][0] == 100
     changed = pictures.clone()
     changed[:, :, ~limb_mask(case)] = 1 - changed[:, :, ~limb_mask(case)]
     assert scorer(changed, [case])["outside"][0] > 30
