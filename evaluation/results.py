@@ -92,8 +92,8 @@ def fingerprint(part: str) -> str:
     for manifest in used:
         said = manifest.model_dump_json(exclude={"metrics", "description", "tasks"})
         digest.update(said.encode())
-    if part in TASKS:
-        digest.update(repr(model.tasks.get(TASKS[part])).encode())
+    if part in TASKS and (defaults := model.tasks.get(TASKS[part])) is not None:
+        digest.update(defaults.model_dump_json(exclude_none=True).encode())
     for judge in sorted(JUDGES.glob("*.safetensors")):
         digest.update(judge.read_bytes())
     return digest.hexdigest()
