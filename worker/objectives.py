@@ -85,17 +85,15 @@ def boxed_distance(
 
 def _gather(readout: Readout, points: Points) -> Float[Tensor, "batch channels points"]:
     """The map at the points, bilinearly; its border is repeated outside. By indices, whose gradient
-    is the same in every run, which `grid_sample`'s on a GPU is not."""
-    last = torch.tensor(readout.shape[-2:], device=points.device) - 1
-    inside = points.clamp(min=0).minimum(last)
-    low = inside.floor().long()
-    high = (low + 1).minimum(last)
-    down, across = (inside - low).to(readout.dtype).unbind(1)
-    left, right = (
-        torch.lerp(readout[:, :, low[:, 0], x], readout[:, :, high[:, 0], x], down)
-        for x in (low[:, 1], high[:, 1])
-    )
-    return torch.lerp(left, right, across)
+    is the same in every run, which `grid_sample`'s on a GPU is not; without a copy to the GPU."""
+    h, w = readout.shape[-2:]
+    y, x = points[:, 0].clamp(0, h - 1), points[:, 1].clamp(0, w - 1)
+    top, left = y.floor().long(), x.floor().long()
+    bottom, right = (top + 1).clamp(max=h - 1), (left + 1).clamp(max=w - 1)
+    down, across = (y - top).to(readout.dtype), (x - left).to(readout.dtype)
+    at_left = torch.lerp(readout[:, :, top, left], readout[:, :, bottom, left], down)
+    at_right = torch.lerp(readout[:, :, top, right], readout[:, :, bottom, right], down)
+    return torch.lerp(at_left, at_right, across)
 
 
 def _similarity(
