@@ -108,10 +108,10 @@ demo-model: setup  ## Train the demo model on, its heads and the judges (hours o
 	@$(PY) -m evaluation.train_attributes people
 	@$(PY) -m evaluation.train_attributes faces
 
-demo-heads: setup  ## Train the demo model's six heads on (an hour on two cores)
+demo-heads: setup  ## Train the demo model's six heads on (an hour and a half on two cores)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 9000 --behind 0.3 --size 64 \
 		--labels pose depth edge
-	@$(PY) -m world.dataset folder data/videos64 --range train --count 500 --frames 6 --cuts \
+	@$(PY) -m world.dataset folder data/videos64 --range train --count 2500 --frames 6 --cuts \
 		--size 64
 	@$(PY) -m world.dataset folder data/looks64 --range train --count 1000 --frames 4 \
 		--cuts 0.6 --size 64
@@ -120,7 +120,7 @@ demo-heads: setup  ## Train the demo model's six heads on (an hour on two cores)
 	@$(TRAIN) $(foreach head,pose depth edge,$(RECIPE)-$(head).yaml) --data data/heads64 \
 		--run runs/heads-spatial --minutes 15
 	@$(TRAIN) $(RECIPE)-correspondence.yaml --data data/videos64 --run runs/head-correspondence \
-		--minutes 4
+		--minutes 45
 	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/looks64 --run runs/head-appearance \
 		--minutes 12
 	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity \

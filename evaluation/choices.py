@@ -46,37 +46,43 @@ def _grid(
     }  # fmt: skip
 
 
-def _drag(weight: float, appearance: float, **changes: Any) -> dict[str, dict[str, Any]]:
-    """A choice of weights in two_pass and both branches, where nothing else is said."""
-    said = "".join(
-        f", {'-'.join(f'{end:g}' for end in value) if name == 'span' else value}"
-        for name, value in changes.items()
-    )
-    asked = {**BOTH, "weight": weight, "balance": appearance / weight, **changes}
-    return {f"weight {weight:g}, appearance {appearance:g}{said}": asked}
+def _drag(
+    weight: float, appearance: float, span: tuple[float, float], **changes: Any
+) -> dict[str, dict[str, Any]]:
+    """A choice of weights and span in two_pass and both branches, where nothing else is said."""
+    said = "".join(f", {value}" for value in changes.values())
+    name = f"weight {weight:g}, appearance {appearance:g}, span {span[0]:g}-{span[1]:g}{said}"
+    asked = {"weight": weight, "balance": appearance / weight, "span": span}
+    return {name: BOTH | asked | changes}
 
 
 DRAG_CHOICES: dict[str, dict[str, Any]] = (
     {"no guidance": {"weight": 0.0}}
-    | _drag(0.125, 0.125)
-    | _drag(0.25, 0.25)
-    | _drag(0.5, 0.5)
-    | _drag(0.125, 0.0625)
-    | _drag(0.25, 0.125)
-    | _drag(0.5, 0.25)
-    | _drag(0.25, 0.0625)
-    | _drag(0.25, 0.125, span=(0.0, 0.8))
-    | _drag(0.25, 0.125, span=(0.0, 0.35))
-    | _drag(0.25, 0.125, update_rule="elementwise")
-    | _drag(0.25, 0.125, form="two_pass", branch="conditional")
-    | _drag(0.25, 0.125, form="one_pass", branch="both")
-    | _drag(0.25, 0.125, form="one_pass", branch="conditional")
+    | _drag(0.125, 0.0625, (0.0, 0.5))
+    | _drag(0.25, 0.125, (0.0, 0.5))
+    | _drag(0.25, 0.125, (0.1, 0.6))
+    | _drag(0.25, 0.125, (0.2, 0.8))
+    | _drag(0.25, 0.25, (0.2, 0.8))
+    | _drag(0.5, 0.25, (0.2, 0.8))
+    | _drag(0.5, 0.25, (0.3, 0.8))
+    | _drag(0.5, 0.5, (0.3, 0.8))
+    | _drag(0.5, 0.5, (0.2, 0.9))
+    | _drag(0.5, 0.5, (0.3, 1.0))
+    | _drag(0.5, 0.5, (0.4, 0.9))
+    | _drag(0.25, 0.25, (0.3, 0.9))
+    | _drag(0.5, 0.5, (0.3, 0.9))
+    | _drag(0.5, 0.75, (0.3, 0.9))
+    | _drag(1.0, 1.0, (0.3, 0.9))
+    | _drag(0.25, 0.25, (0.3, 0.9), update_rule="elementwise")
+    | _drag(0.25, 0.25, (0.3, 0.9), form="two_pass", branch="conditional")
+    | _drag(0.25, 0.25, (0.3, 0.9), form="one_pass", branch="both")
+    | _drag(0.25, 0.25, (0.3, 0.9), form="one_pass", branch="conditional")
 )
 APPEARANCE_CHOICES: dict[str, dict[str, Any]] = (
     _grid((0.125, 0.25, 0.5, 1.0), [(0.05, 0.5)])
     | _grid((0.25, 0.5, 1.0), [(0.3, 0.9)])
     | _grid((1.0,), [(0.2, 0.8)])
-    | _grid((0.5, 1.0), [(0.4, 0.9)])
+    | _grid((0.5, 1.0), [(0.4, 0.9), (0.42, 0.9), (0.45, 0.9)])
     | _forms({"weight": 0.5, "span": (0.4, 0.9)})
 )
 IDENTITY_CHOICES: dict[str, dict[str, Any]] = (

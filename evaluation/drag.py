@@ -63,6 +63,8 @@ JOINTS = (
     Joint(0, (8, 11), (10, 18), (1, 2, 5, 14, 15, 16, 17)),
 )
 """Wrists around elbows and around shoulders, ankles around hips, the nose around the hips."""
+OTHER_SIDE = {4: 7, 7: 4, 10: 13, 13: 10}
+"""The other wrist of a wrist, the other ankle of an ankle."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Case:
             control |= {} if weight is None else {"weight": weight * factor}
             control |= {} if span is None else {"span": list(span)}
         common = {"task": "drag", "prompt": self.prompt, "reference": self.reference}
-        return common | {"controls": controls} | fields
+        seed = {} if "seed" in self.reference else {"seed": 0}  # changes nothing; names the picture
+        return common | seed | {"controls": controls} | fields
 
     @property
     def source(self) -> Float[Tensor, " 2"]:
@@ -178,20 +181,23 @@ class DragScorer:
     def __call__(self, pictures: Pictures, cases: Sequence[Case]) -> dict[str, np.ndarray]:
         """One number a case.
 
-        `distance` of the dragged point to its target and `others`, the mean way of the key points
-        that should stay, px of 512; `halfway`, whether less than half of the way is left, %;
+        `distance` of the dragged point to its target, `either` of it or its like on the other side,
+        whichever is nearer, and `others`, the mean way of the key points that should stay, px of
+        512; `halfway`, whether less than half of the way is left, %;
         `outside`, the mean absolute change of the pixels away from the limb, of 255; `attributes`,
         the share in which the picture agrees with the one that was dragged, %; `person`, the
         judge's mean confidence, %.
         """
         verdict = self.judge(pictures)
         before = torch.stack([case.picture for case in cases])
-        names = ("distance", "halfway", "others", "outside")
+        names = ("distance", "either", "halfway", "others", "outside")
         scores: dict[str, list[float]] = {name: [] for name in names}
         for row, case in enumerate(cases):
             points, joint = verdict.keypoints[row], case.joint
             left = float((points[joint.index] - case.target).norm())
+            like = points[OTHER_SIDE.get(joint.index, joint.index)]
             scores["distance"].append(left)
+            scores["either"].append(min(left, float((like - case.target).norm())))
             way = float((case.source - case.target).norm())
             scores["halfway"].append(100.0 * (left < 0.5 * way))
             moved = (points - case.points).norm(dim=1)
@@ -200,7 +206,7 @@ class DragScorer:
             change = (pictures[row] - case.picture).abs().mean(dim=0)
             scores["outside"].append(255 * float(change[~limb_mask(case)].mean()))
         found = {name: np.array(values) for name, values in scores.items()}
-        for name in ("distance", "others"):
+        for name in ("distance", "either", "others"):
             found[name] *= EQUIVALENT_PX
         agreed = agreement(self.people(pictures).named(), self.people(before).named())
         sure = confidence(verdict.heatmaps).mean(dim=1).numpy()

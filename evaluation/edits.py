@@ -57,7 +57,8 @@ class Models(ModelCache):
         _, tap, kind = head_name.split("/")
         manifest = super().head(model_name, kind).manifest
         changes = {
-            "sha256": f"{head_name} of {manifest.sha256}",
+            "sha256": head_name,
+            "update_scale": None,
             "feature_taps": (manifest.feature_taps[int(tap)],),
             "timestep_convention": "none",
         }

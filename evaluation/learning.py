@@ -29,7 +29,8 @@ RECIPE = Path("heads_registry/training/recipes/mannequin-pose.yaml")
 RUNS = Path("runs/results/learning")
 EXAMPLES = 4000
 HELD_OUT = 256
-STEPS = 600
+DATA_STEPS, CONDITIONING_STEPS = 2000, 600
+"""Of the heads that are compared with each other."""
 TRIAL_COUNT, TRIAL_STEPS, TRIAL_EXAMPLES = 50, 10, 200
 """Below so many scenes this is a trial of the code, with so many steps and examples."""
 
@@ -41,7 +42,8 @@ def data(count: int) -> list[Row]:
     error of what they read of held-out images (rmse, in units of the value range; the same images
     for all) and how well they guide held-out poses (PCK as above; gain over no control, paired)."""
     amounts = {"100 examples": 100, "1000 examples": 1000, "all examples": EXAMPLES}
-    return _compare(count, {name: {"examples": value} for name, value in amounts.items()})
+    variants = {name: {"examples": value} for name, value in amounts.items()}
+    return _compare(count, DATA_STEPS, variants)
 
 
 def conditioning(count: int) -> list[Row]:
@@ -50,6 +52,7 @@ def conditioning(count: int) -> list[Row]:
     natural images: here, what is read, obedience, and the spread of the backgrounds' colours."""
     return _compare(
         count,
+        CONDITIONING_STEPS,
         {
             "conditioned on the timestep": {"examples": EXAMPLES},
             "not conditioned": {"examples": EXAMPLES, "timestep_convention": "none"},
@@ -64,7 +67,7 @@ PARTS = {
 """name → title, function of the count of held-out scenes."""
 
 
-def _compare(count: int, variants: dict[str, dict[str, Any]]) -> list[Row]:
+def _compare(count: int, steps: int, variants: dict[str, dict[str, Any]]) -> list[Row]:
     trial = count < TRIAL_COUNT
     scenes, scorer = Scenes.of(TEST[: max(8, count // 6)]), Scorer()
     plain_pictures = Studio(RUNS / "pictures").pictures(Condition(), scenes)
@@ -73,7 +76,7 @@ def _compare(count: int, variants: dict[str, dict[str, Any]]) -> list[Row]:
         {"head": "no control", "poses": len(plain), "PCK@0.1": str(bootstrap(mean, plain))}
     ]
     for name, changes in variants.items():
-        registry, metrics = _trained(trial=trial, **changes)
+        registry, metrics = _trained(steps=TRIAL_STEPS if trial else steps, trial=trial, **changes)
         studio = Studio(RUNS / "pictures", registry)
         pictures = studio.pictures(Condition(signal="pose"), scenes)
         found = scorer(pictures, scenes)["pck@0.1"]
@@ -95,10 +98,9 @@ def _compare(count: int, variants: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def _trained(
-    examples: int, trial: bool, timestep_convention: str = "timestep"
+    examples: int, steps: int, trial: bool, timestep_convention: str = "timestep"
 ) -> tuple[Path, dict[str, Any]]:
     """A registry with a pose head of the demo model, and the head's metrics."""
-    steps = TRIAL_STEPS if trial else STEPS
     recipe = HeadRecipe.load(RECIPE)
     recipe = recipe.model_copy(
         update={"max_steps": steps, "timestep_convention": timestep_convention}

@@ -93,9 +93,6 @@ class GuidanceDefaults(BaseModel):
 class TaskDefaults(GuidanceDefaults):
     """What a model wants of a task, where table 1 of the paper does not suit it."""
 
-    appearance_weight: float | None = Field(
-        None, ge=0, le=10, description="of appearance controls, where `weight` is not for them"
-    )
     guidance_scale: float | None = Field(None, ge=1, le=50)
     eta: Fraction | None = None
     form: Literal["one_pass", "two_pass"] | None = None

@@ -333,11 +333,7 @@ class _Draft:
         return index >= len(self.asked.controls)
 
     def _default(self, name: str, control: AskedControl, head: HeadManifest) -> Any:
-        by_task = None
-        if name == "weight" and control.type == "appearance":
-            by_task = default_of("appearance_weight", self.task, self.model)
-        if by_task is None and control.type in RELATIVE:
-            by_task = default_of(name, self.task, self.model)
+        by_task = default_of(name, self.task, self.model) if control.type in RELATIVE else None
         if by_task is None and control.type in RELATIVE:  # under a task without such controls
             by_task = default_of(name, "appearance", self.model)
         return _or(

@@ -9,6 +9,7 @@ from evaluation.drag import (
     JOINTS,
     LONGEST,
     MARGIN,
+    OTHER_SIDE,
     SHORTEST,
     Case,
     DragScorer,
@@ -81,6 +82,10 @@ def test_an_unchanged_picture_kept_everything_and_dragged_nothing() -> None:
     assert scores["halfway"][0] == 0
     nearly = replace(case, target=points[case.joint.index] + 0.01, points=points - 0.2)
     assert scorer(pictures, [nearly])["halfway"][0] == 100
+    wrist = JOINTS[0]
+    swapped = replace(case, joint=wrist, target=points[OTHER_SIDE[wrist.index]])
+    scores = scorer(pictures, [swapped])
+    assert scores["either"][0] < 1e-3 < scores["distance"][0]
     changed = pictures.clone()
     changed[:, :, ~limb_mask(case)] = 1 - changed[:, :, ~limb_mask(case)]
     assert scorer(changed, [case])["outside"][0] > 30

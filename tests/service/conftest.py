@@ -93,14 +93,7 @@ def write_registry(directory: Path) -> Path:
         | {
             "name": "whole-tuned",
             "family": "whole",
-            "tasks": {
-                "drag": {
-                    "guidance_scale": 2.0,
-                    "form": "one_pass",
-                    "branch": "both",
-                    "appearance_weight": 0.5,
-                }
-            },
+            "tasks": {"drag": {"guidance_scale": 2.0, "form": "one_pass", "branch": "both"}},
         }
         | {"face_detector": "mannequin"},
         "heads/whole-depth.yaml": HEAD | {"name": "depth", "title": "D", "base_model": "whole"},
