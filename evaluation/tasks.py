@@ -79,7 +79,7 @@ class Bench:
         return self.studio.pictures(asked, label, raw_tap).pictures
 
     def raw_drags(self, cases: list[Case], label: str, tap: int, weight: float) -> Pictures:
-        """Of raw features, with the balance of the task's defaults."""
+        """Of raw features in the place of both heads, at one weight."""
         return self.drags(cases, label, tap, weight=weight)
 
     @cached_property

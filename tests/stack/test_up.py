@@ -45,7 +45,7 @@ class Stack:
     url: str
 
     def children(self) -> dict[str, int]:
-        """Process id by name, from the parents in /proc."""
+        """Process id by name, from the parents in /proc; without those that just begin."""
         found = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -53,7 +53,7 @@ class Stack:
                 command = (path.parent / "cmdline").read_bytes().decode()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if int(fields[1]) == self.process.pid and fields[0] != "Z":
+            if command and int(fields[1]) == self.process.pid and fields[0] != "Z":
                 names = ("valkey", "rclone", "reconciler", "gateway", "worker.ready")
                 name = next((name for name in names if name in command), command)
                 found[name] = int(path.parent.name)
@@ -193,7 +193,10 @@ def test_external_servers_are_used_instead(tmp_path: Path) -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         running = Stack(process, tmp_path, "")
-        wait_for(lambda: "worker.ready" in running.children(), 60)
-        assert set(running.children()) == {"reconciler", "gateway", "worker.ready"}
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        try:
+            wait_for(lambda: {"gateway", "worker.ready"} <= set(running.children()), 60)
+            assert set(running.children()) == {"reconciler", "gateway", "worker.ready"}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
