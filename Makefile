@@ -108,7 +108,7 @@ demo-model: setup  ## Train the demo model on, its heads and the judges (hours o
 	@$(PY) -m evaluation.train_attributes people
 	@$(PY) -m evaluation.train_attributes faces
 
-demo-heads: setup  ## Train the demo model's six heads on (an hour and a half on two cores)
+demo-heads: setup  ## Train the demo model's six heads on (80 core-minutes, beside data and negatives)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 9000 --behind 0.3 --size 64 \
 		--labels pose depth edge
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 2500 --frames 6 --cuts \
@@ -129,7 +129,7 @@ demo-heads: setup  ## Train the demo model's six heads on (an hour and a half on
 TRAIN := $(VENV)/bin/readout train head --fine-tune --out heads_registry/builtin
 RECIPE := heads_registry/training/recipes/mannequin
 
-demo-adapters: setup  ## Train the demo model's ControlNet and T2I-Adapter again (16 core-minutes)
+demo-adapters: setup  ## Train the demo model's ControlNet and T2I-Adapter again (18 core-minutes)
 	@$(PY) -m demo_model.adapters all --config demo_model/configs/mannequin-64-adapters.yaml \
 		--run runs/adapters
 	@rm -rf $(BUILTIN)/adapters

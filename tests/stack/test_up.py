@@ -194,8 +194,9 @@ def test_external_servers_are_used_instead(tmp_path: Path) -> None:
     ) as process:
         running = Stack(process, tmp_path, "")
         try:
-            wait_for(lambda: {"gateway", "worker.ready"} <= set(running.children()), 60)
-            assert set(running.children()) == {"reconciler", "gateway", "worker.ready"}
+            wanted = {"reconciler", "gateway", "worker.ready"}
+            wait_for(lambda: wanted <= set(running.children()), 60)
+            assert set(running.children()) == wanted
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
         finally:
