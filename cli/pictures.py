@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from client.generate import Job
 
 
+ControlOption = Annotated[
+    list[str] | None,
+    typer.Option(help="HEAD=IMAGE[:WEIGHT], such as pose=pose.png:0.8; repeatable."),
+]
+KeypointsOption = Annotated[
+    list[str] | None, typer.Option(help="OpenPose JSON file[:WEIGHT] for the pose head.")
+]
 ModelOption = Annotated[str | None, typer.Option(help="See `readout models list`.")]
 NegativeOption = Annotated[str | None, typer.Option(help="What to keep away from.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Default: drawn.")]
@@ -32,13 +39,8 @@ ReferenceArgument = Annotated[
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    control: Annotated[
-        list[str] | None,
-        typer.Option(help="HEAD=IMAGE[:WEIGHT], such as pose=pose.png:0.8; repeatable."),
-    ] = None,
-    keypoints: Annotated[
-        list[str] | None, typer.Option(help="OpenPose JSON file[:WEIGHT] for the pose head.")
-    ] = None,
+    control: ControlOption = None,
+    keypoints: KeypointsOption = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="ADAPTER=IMAGE[:SCALE], see `readout adapters list`; repeatable."),
@@ -90,6 +92,8 @@ def drag(
         typer.Option(help="What the picture shows.", show_default="the generation's own"),
     ] = None,
     px: Annotated[bool, typer.Option("--px", help="Points are pixels of the result.")] = False,
+    control: ControlOption = None,
+    keypoints: KeypointsOption = None,
     animate: Annotated[
         int | None, typer.Option(min=2, help="So many frames on the way, as an animation.")
     ] = None,
@@ -118,7 +122,8 @@ def drag(
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,
         }
-        return Job(prompt, url, out, (), (), parameters, api_key, reference)
+        controls = tuple(control or ()), tuple(keypoints or ())
+        return Job(prompt, url, out, *controls, parameters, api_key, reference)
 
     _run(job)
 

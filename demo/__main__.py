@@ -2,8 +2,8 @@
 
 Starts the stack, asks for pictures that follow poses, depth maps and edges of scenes that nothing
 was trained on, each once with its control and once without; then for one case of every task (drag,
-appearance, identity, a ControlNet beside a head). Leaves in out/demo/ two contact sheets, all
-pictures and report.json.
+alone and with all key points, appearance, identity, a ControlNet beside a head). Leaves in
+out/demo/ two contact sheets, all pictures and report.json.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _tasks(
     created = [[client.create(common | request) for request in case.requests] for case in cases]
     rows, sheet_rows = [], []
     for index, (case, generations) in enumerate(zip(cases, created, strict=True)):
-        directory = Path("images") / f"task-{index}-{case.task.lower()}"
+        directory = Path("images") / f"task-{index}-{case.task.lower().replace(' ', '-')}"
         (options.out / directory).mkdir(parents=True)
         case.given.save(options.out / directory / "given.png")
         done = [client.wait(one["id"], timeout_s=GENERATION_TIMEOUT_S) for one in generations]

@@ -58,7 +58,7 @@ def _control(signal: str, seed: int, size: int) -> Control:
         scene_seed=seed,
         prompt=caption(scene, pose=False),
         picture=_picture(signal, rendered, size),
-        keypoints=_openpose(rendered, size) if signal == "pose" else None,
+        keypoints=openpose_file(rendered.keypoints, size) if signal == "pose" else None,
     )
 
 
@@ -69,10 +69,11 @@ def _picture(signal: str, rendered: Render, size: int) -> Image.Image:
     return Image.fromarray(as_bytes(label)).convert("RGB")
 
 
-def _openpose(rendered: Render, size: int) -> dict[str, Any]:
-    """The key points as OpenPose writes them; what is outside the picture is unknown."""
+def openpose_file(keypoints: np.ndarray, size: int) -> dict[str, Any]:
+    """Key points (people, 18, [x, y, visibility]) as OpenPose writes them; what is outside the
+    picture is unknown."""
     people = []
-    for points in rendered.keypoints:
+    for points in keypoints:
         known = np.where(points[:, 2:] > 0, points, 0.0)
         known[:, 2] = known[:, 2] > 0
         flat = [round(float(value), 3) for value in known.reshape(-1)]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from client import ReadoutClient
-from demo.controls import make_controls
+from demo.controls import make_controls, openpose_file
 from world.captions import caption
 from world.render import Render, render
 from world.scene import Scene, sample_scene
@@ -24,8 +24,8 @@ COLUMNS = ("given", "no guidance", "half the weight", "the task's weight")
 
 Request = dict[str, Any]
 NECK, RIGHT_EAR, LEFT_EAR = 1, 16, 17
-ARMS = ([2, 4], [5, 7])
-"""Shoulder and wrist, right and left."""
+ARMS = ((2, 3, 4), (5, 6, 7))
+"""Shoulder, elbow and wrist, right and left."""
 TURN = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2.0)
 """By 45 degrees; its transpose turns back."""
 
@@ -58,36 +58,56 @@ def make_cases(client: ReadoutClient, model: dict[str, Any], user_seed: int) -> 
     size = int(model["parameters"]["height"]["default"])
     seeds = reversed(demo_seeds(user_seed))  # the controls' scenes come from the other end
     cases = []
-    for needed, make in _MAKERS:
+    for makers in _MAKERS:
         seed = next(seeds)
-        if needed <= installed:
-            cases.append(make(client, model, seed, size))
+        cases += [make(client, model, seed, size) for needed, make in makers if needed <= installed]
     return cases
 
 
 def _drag(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
     """The lower arm of a picture that the model has never seen is turned up around its shoulder, or
     down where it is up; the prompt says nothing of poses."""
+    return _dragged(client, seed, size)[0]
+
+
+def _drag_with_pose(client: ReadoutClient, model: dict[str, Any], seed: int, size: int) -> Case:
+    """The same; the pose head is shown where all key points are to be."""
+    case, moved = _dragged(client, seed, size)
+    (drag,) = case.requests
+    pose = {"type": "spatial", "head": "pose", "keypoints": openpose_file(moved, size)}
+    weight = float(model["parameters"]["controls[].weight"]["default"])
+    requests = [
+        drag | {"weight_sweep": [factor], "controls": [pose | {"weight": weight * factor}]}
+        for factor in FACTORS
+    ]
+    return replace(case, task="drag with pose", requests=tuple(requests))
+
+
+def _dragged(client: ReadoutClient, seed: int, size: int) -> tuple[Case, np.ndarray]:
+    """The drag of points, and where all key points are to be."""
     scene, rendered = _scene(seed, size)
-    shoulder, start = max(
-        (rendered.keypoints[0, arm, :2] for arm in ARMS), key=lambda points: float(points[1][1])
-    )
-    turned = [shoulder + turn @ (start - shoulder) for turn in (TURN, TURN.T)]
+    points = rendered.keypoints[0, :, :2]
+    arm = max(ARMS, key=lambda arm: float(points[arm[-1]][1]))
+    shoulder, *_, start = points[list(arm)]
     up = start[1] >= shoulder[1]
-    end = (min if up else max)(turned, key=lambda point: float(point[1]))
-    end = np.clip(end, 2, size - 3)
-    points = [{name: {"x": float(x), "y": float(y)} for name, (x, y) in _ends(start, end)}]
+    turn = (min if up else max)((TURN, TURN.T), key=lambda turn: (turn @ (start - shoulder))[1])
+    moved = rendered.keypoints.copy()
+    for joint in arm[1:]:
+        moved[0, joint, :2] = np.clip(shoulder + turn @ (points[joint] - shoulder), 2, size - 3)
+    end = moved[0, arm[-1], :2]
+    pair = {place: {"x": float(x), "y": float(y)} for place, (x, y) in _ends(start, end)}
     prompt = caption(scene, pose=False)
-    request = {
+    request: Request = {
         "task": "drag",
         "prompt": prompt,
         "reference": _uploaded(client, rendered),
         "unit": "px",
-        "points": points,
+        "points": [pair],
         "weight_sweep": FACTORS,
     }
     note = f"scene {seed}"
-    return Case("drag", prompt, note, _with_arrow(rendered.rgb, start, end), (request,))
+    given = _with_arrow(rendered.rgb, start, end)
+    return Case("drag", prompt, note, given, (request,)), moved
 
 
 def _ends(start: np.ndarray, end: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -153,13 +173,18 @@ def _posed(name: str, model: dict[str, Any], seed: int, size: int, adapter: dict
     return Case(name, control.prompt, note, control.picture, (base, *requests))
 
 
-_MAKERS: Sequence[tuple[set[str], Callable[[ReadoutClient, dict[str, Any], int, int], Case]]] = (
-    ({"pose"}, _spatial),
-    ({"correspondence", "appearance"}, _drag),
-    ({"appearance"}, _appearance),
-    ({"identity", "appearance"}, _identity),
-    ({"pose", "pose-controlnet"}, _controlnet),
+_Maker = Callable[[ReadoutClient, dict[str, Any], int, int], Case]
+_MAKERS: Sequence[Sequence[tuple[set[str], _Maker]]] = (
+    [({"pose"}, _spatial)],
+    [
+        ({"correspondence", "appearance"}, _drag),
+        ({"correspondence", "appearance", "pose"}, _drag_with_pose),
+    ],
+    [({"appearance"}, _appearance)],
+    [({"identity", "appearance"}, _identity)],
+    [({"pose", "pose-controlnet"}, _controlnet)],
 )
+"""What each needs; those of one scene together."""
 
 
 def _scene(seed: int, size: int, portrait: bool = False) -> tuple[Scene, Render]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.preserve import Portraits, Variations
 from evaluation.tasks import (
+    DRAG_POSE,
     Row,
     appearance_row,
     bench_of,
@@ -46,11 +47,18 @@ def _grid(
     }  # fmt: skip
 
 
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        start, end = value["span"]
+        return f"pose {value['weight']:g}, {start:g}-{end:g}"
+    return str(value)
+
+
 def _drag(
     weight: float, appearance: float, span: tuple[float, float], **changes: Any
 ) -> dict[str, dict[str, Any]]:
     """A choice of weights and span in two_pass and both branches, where nothing else is said."""
-    said = "".join(f", {value}" for value in changes.values())
+    said = "".join(f", {_said(value)}" for value in changes.values())
     name = f"weight {weight:g}, appearance {appearance:g}, span {span[0]:g}-{span[1]:g}{said}"
     asked = {"weight": weight, "balance": appearance / weight, "span": span}
     return {name: BOTH | asked | changes}
@@ -58,25 +66,20 @@ def _drag(
 
 DRAG_CHOICES: dict[str, dict[str, Any]] = (
     {"no guidance": {"weight": 0.0}}
-    | _drag(0.125, 0.0625, (0.0, 0.5))
     | _drag(0.25, 0.125, (0.0, 0.5))
-    | _drag(0.25, 0.125, (0.1, 0.6))
-    | _drag(0.25, 0.125, (0.2, 0.8))
     | _drag(0.25, 0.25, (0.2, 0.8))
-    | _drag(0.5, 0.25, (0.2, 0.8))
-    | _drag(0.5, 0.25, (0.3, 0.8))
-    | _drag(0.5, 0.5, (0.3, 0.8))
     | _drag(0.5, 0.5, (0.2, 0.9))
-    | _drag(0.5, 0.5, (0.3, 1.0))
     | _drag(0.5, 0.5, (0.4, 0.9))
     | _drag(0.25, 0.25, (0.3, 0.9))
     | _drag(0.5, 0.5, (0.3, 0.9))
-    | _drag(0.5, 0.75, (0.3, 0.9))
     | _drag(1.0, 1.0, (0.3, 0.9))
-    | _drag(0.25, 0.25, (0.3, 0.9), update_rule="elementwise")
     | _drag(0.25, 0.25, (0.3, 0.9), form="two_pass", branch="conditional")
     | _drag(0.25, 0.25, (0.3, 0.9), form="one_pass", branch="both")
     | _drag(0.25, 0.25, (0.3, 0.9), form="one_pass", branch="conditional")
+    | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 0.5, "span": [0.0, 0.8]})
+    | _drag(0.25, 0.25, (0.3, 0.9), pose=DRAG_POSE)
+    | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 0.5, "span": [0.3, 0.9]})
+    | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 1.0, "span": [0.3, 0.9]})
 )
 APPEARANCE_CHOICES: dict[str, dict[str, Any]] = (
     _grid((0.125, 0.25, 0.5, 1.0), [(0.05, 0.5)])

@@ -20,7 +20,7 @@ from torch import Tensor
 from evaluation.attributes import PEOPLE, agreement, load_recogniser
 from evaluation.edits import Asked, EditStudio, plain
 from evaluation.generate import SIZE
-from evaluation.judge import confidence, load_judge
+from evaluation.judge import MIRRORED, confidence, load_judge
 from evaluation.measures import Pictures
 from world.captions import caption
 from world.parts import Scene
@@ -91,6 +91,7 @@ class Case:
         weight: float | None = None,
         span: tuple[float, float] | None = None,
         balance: float = 1.0,
+        pose: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Asked:
         """The request; what is None is left to the defaults.
@@ -98,6 +99,7 @@ class Case:
         Args:
             balance: the appearance control's weight over the correspondence control's; needs
                 a weight.
+            pose: weight and span of a pose control that asks for `skeleton` as well; None: none.
         """
         point = [{"x": float(x), "y": float(y)} for x, y in (self.source, self.target)]
         drag = {"type": "correspondence", "points": [{"from": point[0], "to": point[1]}]}
@@ -105,6 +107,10 @@ class Case:
         for control, factor in zip(controls, (balance, 1.0), strict=True):
             control |= {} if weight is None else {"weight": weight * factor}
             control |= {} if span is None else {"span": list(span)}
+        if pose is not None:
+            controls.append(
+                {"type": "spatial", "head": "pose", "keypoints": self.skeleton()} | pose
+            )
         common = {"task": "drag", "prompt": self.prompt, "reference": self.reference}
         seed = {} if "seed" in self.reference else {"seed": 0}  # changes nothing; names the picture
         return common | seed | {"controls": controls} | fields
@@ -113,6 +119,27 @@ class Case:
     def source(self) -> Float[Tensor, " 2"]:
         """Where the point is."""
         return self.points[self.joint.index]
+
+    def wanted(self) -> Float[Tensor, "18 2"]:
+        """Where the key points are to be: the dragged one at its target, those that it carries
+        turned with it, the others where they are."""
+        pivot = self.points[list(self.joint.pivots)].mean(dim=0)
+        before, after = self.source - pivot, self.target - pivot
+        crossed = before[0] * after[1] - before[1] * after[0]
+        degrees = math.degrees(math.atan2(float(crossed), float(before @ after)))
+        points = self.points.clone()
+        for index in self.joint.carried:
+            points[index] = turned(points[index], pivot, degrees)
+        points[self.joint.index] = self.target
+        return points
+
+    def skeleton(self) -> dict[str, Any]:
+        """`wanted` as an OpenPose file."""
+        numbers = [
+            number for x, y in (EQUIVALENT_PX * self.wanted()).tolist() for number in (x, y, 1.0)
+        ]
+        canvas = {"canvas_width": EQUIVALENT_PX, "canvas_height": EQUIVALENT_PX}
+        return canvas | {"people": [{"pose_keypoints_2d": numbers}]}
 
     @property
     def seed(self) -> int:
@@ -164,6 +191,18 @@ def limb_mask(case: Case) -> Bool[Tensor, "size size"]:
     return mask
 
 
+def others_moved(points: Float[Tensor, "18 2"], case: Case) -> float:
+    """The mean way of the key points that should stay, as a fraction of the picture."""
+    stay = [i for i in range(len(points)) if i not in (case.joint.index, *case.joint.carried)]
+    return float((points - case.points)[stay].norm(dim=1).mean())
+
+
+def sides_as_before(points: Float[Tensor, "18 2"], case: Case) -> Float[Tensor, "18 2"]:
+    """Key points with all left and right exchanged where that leaves those that should stay nearer:
+    a person whose face is not drawn may be seen from behind, which exchanges all."""
+    return min(points, points[MIRRORED], key=lambda seen: others_moved(seen, case))
+
+
 class DragScorer:
     """The judge and the recogniser of people."""
 
@@ -181,16 +220,16 @@ class DragScorer:
     def __call__(self, pictures: Pictures, cases: Sequence[Case]) -> dict[str, np.ndarray]:
         """One number a case.
 
-        `distance` of the dragged point to its target, `either` of it or its like on the other side,
-        whichever is nearer, and `others`, the mean way of the key points that should stay, px of
-        512; `halfway`, whether less than half of the way is left, %;
-        `outside`, the mean absolute change of the pixels away from the limb, of 255; `attributes`,
-        the share in which the picture agrees with the one that was dragged, %; `person`, the
-        judge's mean confidence, %.
+        Of the dragged point to its target, px of 512: `distance`, `sides` with `sides_as_before`,
+        and `either` of it or its like on the other side, whichever is nearer. `others`, the mean
+        way of the key points that should stay; `halfway`, whether less than half of the way is
+        left, %; `outside`, the mean absolute change of the pixels away from the limb, of 255;
+        `attributes`, the share in which the picture agrees with the one that was dragged, %;
+        `person`, the judge's mean confidence, %.
         """
         verdict = self.judge(pictures)
         before = torch.stack([case.picture for case in cases])
-        names = ("distance", "either", "halfway", "others", "outside")
+        names = ("distance", "sides", "either", "halfway", "others", "outside")
         scores: dict[str, list[float]] = {name: [] for name in names}
         for row, case in enumerate(cases):
             points, joint = verdict.keypoints[row], case.joint
@@ -200,13 +239,13 @@ class DragScorer:
             scores["either"].append(min(left, float((like - case.target).norm())))
             way = float((case.source - case.target).norm())
             scores["halfway"].append(100.0 * (left < 0.5 * way))
-            moved = (points - case.points).norm(dim=1)
-            stay = [i for i in range(len(moved)) if i not in (joint.index, *joint.carried)]
-            scores["others"].append(float(moved[stay].mean()))
+            facing = sides_as_before(points, case)
+            scores["sides"].append(float((facing[joint.index] - case.target).norm()))
+            scores["others"].append(others_moved(points, case))
             change = (pictures[row] - case.picture).abs().mean(dim=0)
             scores["outside"].append(255 * float(change[~limb_mask(case)].mean()))
         found = {name: np.array(values) for name, values in scores.items()}
-        for name in ("distance", "either", "others"):
+        for name in ("distance", "sides", "either", "others"):
             found[name] *= EQUIVALENT_PX
         agreed = agreement(self.people(pictures).named(), self.people(before).named())
         sure = confidence(verdict.heatmaps).mean(dim=1).numpy()

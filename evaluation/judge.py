@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge-64.safetensors"
 NUM_KEYPOINTS = 18
+MIRRORED = torch.tensor([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16])
+"""COCO-18 with left and right exchanged."""
 IMAGE_SIZE = 64
 MAP_SIZE = 32
 

@@ -68,8 +68,12 @@ HEADS: dict[str, tuple[str, ...]] = {
     "keep_identity": ("appearance", "identity"),
     "choose_appearance": ("appearance",),
     "choose_identity": ("appearance", "identity"),
-} | dict.fromkeys(("drag", "drag_real", "choose_drag", "second_drag"), DRAG)
+    "second_drag": DRAG,
+} | dict.fromkeys(("drag", "drag_real", "choose_drag"), (*DRAG, "pose"))
 """part → heads that it depends on, beside the base model; of the others, pose alone."""
+
+UNJUDGED = (*heads.PARTS, "readouts", "training_cost")
+"""Parts that no judge has a say in."""
 
 TASKS = {
     "drag": "drag",
@@ -94,7 +98,7 @@ def fingerprint(part: str) -> str:
         digest.update(said.encode())
     if part in TASKS and (defaults := model.tasks.get(TASKS[part])) is not None:
         digest.update(defaults.model_dump_json(exclude_none=True).encode())
-    for judge in sorted(JUDGES.glob("*.safetensors")):
+    for judge in sorted(JUDGES.glob("*.safetensors")) if part not in UNJUDGED else ():
         digest.update(judge.read_bytes())
     return digest.hexdigest()
 

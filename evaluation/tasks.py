@@ -35,6 +35,8 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RAW_TAPS = (2, 4, 5, 7, 8, 11)
 """Ends and middles of the U-Net's four decoder blocks, of twelve taps."""
 RAW_WEIGHTS = (0.25, 0.125, 0.5, 1.0)
+DRAG_POSE = {"weight": 0.25, "span": [0.3, 0.9]}
+"""Of the pose control in a drag of labelled key points."""
 SHOWN = 8
 """Pictures of a contact sheet's row."""
 
@@ -115,13 +117,16 @@ def bench_of(count: int) -> tuple[Bench, int]:
 def drag(count: int) -> list[Row]:
     """A wrist, an ankle or the nose of a generated picture is dragged around the joint that carries
     it, by one pair of points and the task's defaults. By the judge, px of 512: the dragged point's
-    distance to its target (mean, median, how often less than half of the way is left, and the mean
-    where the other wrist or ankle counts as well: the judge may take left for right, or the wrong
-    limb may come), and the way of the key points that should stay. Change of the pixels away from
-    the limb, of 255; agreement of shirt, trousers, skin, hair and hat with the picture before, by a
-    recogniser trained on clean renders; the judge's mean confidence in all key points. Raw
-    features: the same objectives and span on one tap of the U-Net; tap and weight chosen on
-    validation."""
+    distance to its target (mean, median, how often less than half of the way is left), and the way
+    of the key points that should stay. The mean with sides as before: all left and right exchanged
+    where that leaves the other key points nearer, since pictures so small often show no face and
+    the judge then takes front for back. The mean of either side: where the other wrist or ankle
+    counts as well, as the wrong limb may come. Change of the pixels away from the limb, of 255;
+    agreement of shirt, trousers, skin, hair and hat with the picture before, by a recogniser
+    trained on clean renders; the judge's mean confidence in all key points. Raw features: the same
+    objectives and span on one tap of the U-Net; tap and weight chosen on validation. The last row
+    has a third control beside the two: the pose head's, shown all key points where they are and the
+    dragged one, with what it carries, where it is to be."""
     bench, wanted = bench_of(count)
     cases = bench.cases.generated(TEST, wanted)
     before = torch.stack([case.picture for case in cases])
@@ -153,15 +158,17 @@ def _drag_rows(
             cases, "raw features", tap, weight
         ),
         "heads": bench.drags(cases, "heads"),
+        "heads, and the pose head": bench.drags(cases, "heads and pose", pose=DRAG_POSE),
     }
     _drag_sheet(cases, list(pictures.values()), sheet)
     scores = {label: bench.dragged(made, cases) for label, made in pictures.items()}
-    plain, raw, _ = scores.values()
+    plain, raw, *_ = scores.values()
     return [
         {
             "condition": label,
             **drag_row(found),
             "÷ no guidance": _paired(mean_ratio, found, plain),
+            "÷ no guidance, sides as before": _paired(mean_ratio, found, plain, "sides"),
             "- raw features": _paired(mean_difference, found, raw),
         }
         for label, found in scores.items()
@@ -183,6 +190,7 @@ def drag_row(scores: Scores) -> Row:
         "distance, px": str(bootstrap(mean, scores["distance"])),
         "median": str(bootstrap(median, scores["distance"])),
         "more than half way, %": str(bootstrap(mean, scores["halfway"])),
+        "sides as before, px": str(bootstrap(mean, scores["sides"])),
         "either side, px": str(bootstrap(mean, scores["either"])),
         "change outside": str(bootstrap(mean, scores["outside"])),
         "other points, px": str(bootstrap(mean, scores["others"])),
@@ -191,8 +199,10 @@ def drag_row(scores: Scores) -> Row:
     }
 
 
-def _paired(statistic: Callable[..., float], scores: Scores, others: Scores) -> str:
-    return str(bootstrap(statistic, scores["distance"], others["distance"]))
+def _paired(
+    statistic: Callable[..., float], scores: Scores, others: Scores, name: str = "distance"
+) -> str:
+    return str(bootstrap(statistic, scores[name], others[name]))
 
 
 def appearance(count: int) -> list[Row]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.judge import IMAGE_SIZE, MAP_SIZE, WEIGHTS, Judge, Verdict
+from evaluation.judge import IMAGE_SIZE, MAP_SIZE, MIRRORED, WEIGHTS, Judge, Verdict
 from evaluation.measures import percentage_of_correct_keypoints
 from world.packed import Packed, open_packed, render_packed
 from world.seeds import JUDGE, RANGES
@@ -46,10 +46,6 @@ class Examples:
             for label in (self.depth, self.edges)
         ]
         return pictures, points, maps[0], maps[1]
-
-
-MIRRORED = torch.tensor([0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16])
-"""COCO-18 with left and right exchanged."""
 
 
 def mirror(

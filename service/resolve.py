@@ -333,8 +333,10 @@ class _Draft:
         return index >= len(self.asked.controls)
 
     def _default(self, name: str, control: AskedControl, head: HeadManifest) -> Any:
-        by_task = default_of(name, self.task, self.model) if control.type in RELATIVE else None
-        if by_task is None and control.type in RELATIVE:  # under a task without such controls
+        is_relative = control.type in RELATIVE
+        drags = self.task == "drag" and name == "span"  # until then it is the reference's picture
+        by_task = default_of(name, self.task, self.model) if is_relative or drags else None
+        if by_task is None and is_relative:  # under a task without such controls
             by_task = default_of(name, "appearance", self.model)
         return _or(
             getattr(control, name),

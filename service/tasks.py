@@ -23,7 +23,8 @@ TABLE: dict[Task, TaskDefaults] = {
     "identity": TaskDefaults(eta=1.0, weight=1.0, span=(0.05, 0.8)),
 }
 """Table 1 of the paper; weight and span are those of relative controls, a spatial head's are in
-its manifest or the model's. The guidance scale of 7.5 is SD's own, so it is the model's default."""
+its manifest or the model's, but that in a drag it has the drag's span: before it the picture is the
+reference's. The guidance scale of 7.5 is SD's own, so it is the model's default."""
 
 REAL_DRAG_GUIDANCE_SCALE = 3.5
 """Table 1, dragging a real image: its inversion has none, and a strong one leaves it behind."""

@@ -140,6 +140,7 @@ def test_the_command_repaints_inside_a_mask(url: str, workplace: Path) -> None:
 
 def test_the_command_animates_a_drag(url: str, workplace: Path) -> None:
     command = readout("drag", "pose.png", "--point", "0.1,0.2:0.9,0.7", "--url", url)
+    command += ["--control", "depth=depth.png:0.2"]
     options = ["--animate", "3", "--format", "gif", "--fps", "5", "--steps", "4", "--out", "out"]
     done = subprocess.run(
         [*command, *options], cwd=workplace, capture_output=True, text=True, check=True
@@ -149,6 +150,10 @@ def test_the_command_animates_a_drag(url: str, workplace: Path) -> None:
     with Image.open(workplace / "out/animation.gif") as film:
         assert (film.n_frames, film.size) == (3, (64, 64))
         assert film.info["duration"] == 200
+    depth, *_, points = json.loads((workplace / "out/manifest.json").read_text())["request"][
+        "controls"
+    ]
+    assert (depth["type"], depth["weight"], depth["span"]) == ("spatial", 0.2, points["span"])
 
 
 def test_what_the_service_refuses_is_said_with_its_field(url: str, workplace: Path) -> None:
@@ -195,13 +200,16 @@ def test_the_demo_leaves_its_contact_sheet(environment: dict[str, str], tmp_path
         assert {name: guided[name] for name in same} == {name: unguided[name] for name in same}
         assert (out / row["guided"]["images"][0]["readout"]).exists()
     assert size_of(out / "contact-sheet.png")[0] > 900
-    tasks = ["spatial", "drag", "appearance", "identity"]
+    tasks = ["spatial", "drag", "drag with pose", "appearance", "identity"]
     assert [row["task"] for row in report["tasks"]] == tasks
     assert [len(one["request"]["controls"]) for one in report["tasks"][0]["generations"]] == [
         0,
         1,
         1,
     ]
+    with_pose = report["tasks"].pop(2)["generations"]
+    assert [one["request"]["controls"][0]["weight"] for one in with_pose] == [0, 0.25, 0.5]
+    assert [one["request"]["weight_sweep"] for one in with_pose] == [[0], [0.5], [1]]
     for row in report["tasks"][1:]:
         ((sweep,),) = [row["generations"]]
         assert sweep["request"]["task"] == row["task"]

@@ -54,8 +54,9 @@ def test_every_choice_is_a_request_that_the_gateway_takes(
     for changes in choices.values():
         forms = {name: changes[name] for name in ("form", "branch") if name in changes}
         for request in map(studio.resolved, ask(**changes)):
-            assert tuple(control.type for control in request.controls) == kinds
-            last = request.controls[-1]
+            also = ("spatial",) if "pose" in changes else ()
+            assert tuple(control.type for control in request.controls) == kinds + also
+            last = request.controls[len(kinds) - 1]
             assert last.span == changes.get("span", last.span)
             assert last.weight == changes.get("weight", last.weight)
             assert forms.items() <= request.model_dump().items()

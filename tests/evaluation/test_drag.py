@@ -15,9 +15,11 @@ from evaluation.drag import (
     DragScorer,
     choose_drag,
     limb_mask,
+    others_moved,
+    sides_as_before,
     turned,
 )
-from evaluation.judge import confidence
+from evaluation.judge import MIRRORED, confidence
 from world.render import render_rgb
 from world.scene import sample_scene
 from world.seeds import TEST
@@ -68,6 +70,21 @@ def test_what_is_not_said_is_left_to_the_defaults() -> None:
     assert appearance["span"] == [0, 0.3]
 
 
+def test_a_drags_skeleton_moves_the_dragged_point_and_what_it_carries_alone() -> None:
+    joint = next(joint for joint in JOINTS if joint.carried == (3,))
+    points = torch.full((18, 2), 0.5)
+    points[2], points[3], points[4] = torch.tensor([[0.5, 0.3], [0.5, 0.4], [0.5, 0.5]])
+    case = Case("", {}, torch.zeros(3, 64, 64), points, joint, torch.tensor([0.3, 0.3]))
+    wanted = case.wanted()
+    torch.testing.assert_close(wanted[4], case.target)
+    torch.testing.assert_close(wanted[3], torch.tensor([0.4, 0.3]))
+    assert (wanted != points).any(dim=1).nonzero()[:, 0].tolist() == [3, 4]
+    (person,) = case.skeleton()["people"]
+    assert person["pose_keypoints_2d"][9:12] == pytest.approx([0.4 * 512, 0.3 * 512, 1])
+    pose = case.asked(pose={"weight": 0.5, "span": [0.3, 0.9]})["controls"][-1]
+    assert (pose["head"], pose["keypoints"]) == ("pose", case.skeleton())
+
+
 def test_an_unchanged_picture_kept_everything_and_dragged_nothing() -> None:
     scorer, case = DragScorer(), case_of(TEST[0])
     pictures = case.picture[None]
@@ -89,6 +106,23 @@ def test_an_unchanged_picture_kept_everything_and_dragged_nothing() -> None:
     changed = pictures.clone()
     changed[:, :, ~limb_mask(case)] = 1 - changed[:, :, ~limb_mask(case)]
     assert scorer(changed, [case])["outside"][0] > 30
+
+
+def test_a_person_taken_for_one_seen_from_behind_keeps_the_sides_of_before() -> None:
+    case = case_of(TEST[0])
+    arrived = case.wanted()
+    torch.testing.assert_close(sides_as_before(arrived, case), arrived)
+    torch.testing.assert_close(sides_as_before(arrived[MIRRORED], case), arrived)
+    assert others_moved(arrived, case) == 0 < others_moved(arrived[MIRRORED], case)
+
+
+def test_the_wrong_limb_at_the_target_has_not_arrived() -> None:
+    case = replace(case_of(TEST[0]), joint=JOINTS[0])
+    other = OTHER_SIDE[case.joint.index]
+    points = case.points.clone()
+    points[other] = case.target
+    seen = sides_as_before(points, case)
+    torch.testing.assert_close(seen[case.joint.index], case.source)
 
 
 def test_confidence_tells_a_peak_from_a_plain() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from evaluation import results
 from evaluation.results import HEADS, PARTS, REPORT, STORED, fingerprint, report, store, stored
 
 ROWS: list[dict[str, str | float]] = [{"head": "pose", "error": 0.5}, {"head": "edge", "n": 3}]
@@ -31,10 +34,17 @@ def test_figures_of_other_weights_are_left_out(tmp_path: Path) -> None:
 
 def test_a_part_depends_on_the_heads_that_it_uses() -> None:
     assert set(HEADS) <= set(PARTS)
-    same = {"drag", "drag_real", "second_drag"}
-    assert len({fingerprint(part) for part in same}) == 1
+    assert fingerprint("drag") == fingerprint("drag_real") != fingerprint("second_drag")
     assert fingerprint("drag") != fingerprint("choose_drag"), (
         "a choice depends on no task's defaults"
     )
     assert fingerprint("pose") == fingerprint("best_of") != fingerprint("text")
     assert fingerprint("adapters") != fingerprint("pose")
+
+
+def test_a_part_depends_on_the_judges_that_it_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {part: fingerprint(part) for part in PARTS}
+    monkeypatch.setattr(results, "JUDGES", tmp_path)
+    assert {part for part in PARTS if fingerprint(part) == before[part]} == set(results.UNJUDGED)

@@ -93,7 +93,14 @@ def write_registry(directory: Path) -> Path:
         | {
             "name": "whole-tuned",
             "family": "whole",
-            "tasks": {"drag": {"guidance_scale": 2.0, "form": "one_pass", "branch": "both"}},
+            "tasks": {
+                "drag": {
+                    "guidance_scale": 2.0,
+                    "span": [0.3, 0.9],
+                    "form": "one_pass",
+                    "branch": "both",
+                }
+            },
         }
         | {"face_detector": "mannequin"},
         "heads/whole-depth.yaml": HEAD | {"name": "depth", "title": "D", "base_model": "whole"},

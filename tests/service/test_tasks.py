@@ -180,6 +180,19 @@ def test_any_controls_together(client: httpx.Client) -> None:
     assert [control["weight"] for control in found["controls"]] == [0.2, 0.4, 1.0]
 
 
+def test_a_spatial_control_leaves_a_drag_the_references_picture_until_its_span(
+    client: httpx.Client,
+) -> None:
+    depth = {"type": "spatial", "head": "depth", "image": {"upload_id": upload(client)}}
+    tuned = {"model": "whole-tuned", "prompt": "b", "reference": SEEDED, "controls": [depth]}
+    (control, *_, correspondence) = effective(client, drag(**tuned))["controls"]
+    assert control["span"] == correspondence["span"] == [0.3, 0.9]
+    (control, _) = effective(client, tuned)["controls"]
+    assert control["span"] != [0.3, 0.9]
+    found = effective(client, drag(controls=[depth | {"span": [0.1, 0.9]}]))
+    assert found["controls"][0]["span"] == [0.1, 0.9]
+
+
 def test_an_earlier_generation_is_sampled_again(client: httpx.Client, records: RecordStore) -> None:
     first = create(
         client,
