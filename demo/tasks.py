@@ -95,7 +95,8 @@ def _dragged(client: ReadoutClient, seed: int, size: int) -> tuple[Case, np.ndar
     for joint in arm[1:]:
         moved[0, joint, :2] = np.clip(shoulder + turn @ (points[joint] - shoulder), 2, size - 3)
     end = moved[0, arm[-1], :2]
-    pair = {place: {"x": float(x), "y": float(y)} for place, (x, y) in _ends(start, end)}
+    ends = (("from", start), ("to", end))
+    pair = {place: {"x": float(x), "y": float(y)} for place, (x, y) in ends}
     prompt = caption(scene, pose=False)
     request: Request = {
         "task": "drag",
@@ -108,10 +109,6 @@ def _dragged(client: ReadoutClient, seed: int, size: int) -> tuple[Case, np.ndar
     note = f"scene {seed}"
     given = _with_arrow(rendered.rgb, start, end)
     return Case("drag", prompt, note, given, (request,)), moved
-
-
-def _ends(start: np.ndarray, end: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    return [("from", start), ("to", end)]
 
 
 def _appearance(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:

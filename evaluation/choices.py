@@ -77,7 +77,7 @@ DRAG_CHOICES: dict[str, dict[str, Any]] = (
     | _drag(0.25, 0.25, (0.3, 0.9), form="one_pass", branch="both")
     | _drag(0.25, 0.25, (0.3, 0.9), form="one_pass", branch="conditional")
     | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 0.5, "span": [0.0, 0.8]})
-    | _drag(0.25, 0.25, (0.3, 0.9), pose=DRAG_POSE)
+    | _drag(0.25, 0.25, (0.3, 0.9), pose=DRAG_POSE | {"span": [0.3, 0.9]})
     | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 0.5, "span": [0.3, 0.9]})
     | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 1.0, "span": [0.3, 0.9]})
 )

@@ -99,7 +99,7 @@ class Case:
         Args:
             balance: the appearance control's weight over the correspondence control's; needs
                 a weight.
-            pose: weight and span of a pose control that asks for `skeleton` as well; None: none.
+            pose: weight, maybe span, of a pose control that asks for `skeleton` too; None: none.
         """
         point = [{"x": float(x), "y": float(y)} for x, y in (self.source, self.target)]
         drag = {"type": "correspondence", "points": [{"from": point[0], "to": point[1]}]}

@@ -35,8 +35,8 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RAW_TAPS = (2, 4, 5, 7, 8, 11)
 """Ends and middles of the U-Net's four decoder blocks, of twelve taps."""
 RAW_WEIGHTS = (0.25, 0.125, 0.5, 1.0)
-DRAG_POSE = {"weight": 0.25, "span": [0.3, 0.9]}
-"""Of the pose control in a drag of labelled key points."""
+DRAG_POSE = {"weight": 0.25}
+"""Of the pose control in a drag of labelled key points; its span is the drag's."""
 SHOWN = 8
 """Pictures of a contact sheet's row."""
 

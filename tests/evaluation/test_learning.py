@@ -8,7 +8,7 @@ from evaluation import learning
 
 
 @pytest.mark.parametrize("examples", [10, 30])
-def test_heads_of_any_amount_of_data_are_measured_on_the_same_images(
+def test_a_head_is_trained_on_so_many_examples_and_measured_on_those_held_out(
     tmp_path, monkeypatch, examples
 ):
     monkeypatch.setattr(learning, "RUNS", tmp_path)
