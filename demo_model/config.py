@@ -25,6 +25,10 @@ class DataConfig(Strict):
     latent_count: int = Field(100_000, gt=0)
     """How many of the images are encoded for the U-Net."""
     workers: int = Field(2, ge=1)
+    faces: Path | None = None
+    """Packed tight crops of faces that the U-Net sees beside the images, always without a caption:
+    what the identity head is shown."""
+    faces_count: int = Field(20_000, gt=0)
 
 
 class PlanConfig(Strict):

@@ -31,15 +31,27 @@ def load_renders(config: RunConfig) -> Renders:
 
 
 def open_images(config: RunConfig) -> np.ndarray:
-    """(count, height, width, 3) uint8: the images that the U-Net is trained on."""
+    """(count, height, width, 3) uint8: the images with captions that the U-Net is trained on."""
     packed = open_packed(config.data.folder, with_rows=False)
     return packed.images[: config.data.latent_count]
 
 
+def open_faces(config: RunConfig) -> Packed:
+    """Those without, tight crops of faces; renders what is missing."""
+    folder, count = config.data.faces, config.data.faces_count
+    assert folder is not None
+    render_packed(folder, TRAIN[:count], config.image_size, workers=config.data.workers, faces=True)
+    return open_packed(folder, with_rows=False)
+
+
 def open_keypoints(config: RunConfig) -> np.ndarray:
-    """(count, people, 18, 3) float32: x and y in pixels of the people in those images."""
+    """(count, people, 18, 3) float32: x and y in pixels of the people in the images, those without
+    captions last."""
     packed = open_packed(config.data.folder, with_rows=False)
-    return packed.keypoints[: config.data.latent_count]
+    keypoints: np.ndarray = packed.keypoints[: config.data.latent_count]
+    if config.data.faces is None:
+        return keypoints
+    return np.concatenate([keypoints, open_faces(config).keypoints])
 
 
 class EpochOrder:

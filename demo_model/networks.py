@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo_model.config import RunConfig
@@ -21,6 +23,10 @@ SCHEDULE = {
     "prediction_type": "epsilon",
     "timestep_spacing": "leading",
 }
+
+
+NEW_SCALE = 0.3
+"""Of the random weights of channels that a start does not have."""
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -73,3 +79,30 @@ def build_unet(config: RunConfig) -> UNet2DConditionModel:
             for parameter in module.parameters():
                 torch.nn.init.zeros_(parameter)
     return model.to(memory_format=torch.channels_last)
+
+
+def load_start(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Loads the weights of a start. Where it has fewer latent channels they take the first places
+    (of an autoencoder's means, and of its log-variances), and what is new stays small and random.
+
+    Raises:
+        RuntimeError: keys differ, or a shape is larger than the network's.
+    """
+    wider = {}
+    for name, own in network.state_dict().items():
+        if name in state and own.shape != state[name].shape:
+            halves = 2 if name.startswith(("encoder.conv_out.", "quant_conv.")) else 1
+            places = [
+                _places(old, new, halves)
+                for old, new in zip(state[name].shape, own.shape, strict=True)
+            ]
+            wider[name] = NEW_SCALE * own
+            wider[name][np.ix_(*places)] = state[name]
+    network.load_state_dict(state | wider)
+
+
+def _places(old: int, new: int, halves: int) -> np.ndarray:
+    """Of `old` channels among `new`: the first ones, of each half."""
+    if old == new:
+        return np.arange(new)
+    return np.concatenate([half[: old // halves] for half in np.split(np.arange(new), halves)])

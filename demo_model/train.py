@@ -13,11 +13,11 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_model.config import RunConfig, load_config
-from demo_model.data import Renders, load_renders, open_images, open_keypoints
+from demo_model.data import Renders, load_renders, open_faces, open_images, open_keypoints
 from demo_model.devices import Device, choose_device, raise_priority
 from demo_model.export import export_pipeline
 from demo_model.loop import Loop, Stopped
-from demo_model.networks import build_text_encoder, build_unet
+from demo_model.networks import build_text_encoder, build_unet, load_start
 from demo_model.parallel import Group, run_in_group
 from demo_model.text import TextStage, tokenize_captions
 from demo_model.tokenizer import build_tokenizer
@@ -25,6 +25,7 @@ from demo_model.unet import Parts, UnetStage
 from demo_model.vae import VaeStage, build_vae, encode_latents, scaling_factor
 from world.captions import VOCABULARY
 
+LATENTS, FACES = "latents.npy", "faces.npy"
 COMMANDS = ("vae", "text", "latents", "unet", "export", "all")
 
 
@@ -51,11 +52,12 @@ def train_text(config: RunConfig, renders: Renders, device: Device, folder: Path
     Loop(TextStage(config, renders, device, tokenizer), folder, config.seed).run()
 
 
-def _encode(group: Group, config: RunConfig, folder: Path) -> None:
-    device, images = choose_device(config), open_images(config)
+def _encode(group: Group, config: RunConfig, folder: Path, name: str) -> None:
+    device = choose_device(config)
+    images = open_faces(config).images if name == FACES else open_images(config)
     vae = build_vae(config).to(device.device)
     vae.load_state_dict(_trained(folder, "vae"))
-    encode_latents(vae, images, folder / "latents.npy", device, group)
+    encode_latents(vae, images, folder / name, device, group)
 
 
 def cache_latents(config: RunConfig, renders: Renders, device: Device, folder: Path) -> None:
@@ -64,8 +66,11 @@ def cache_latents(config: RunConfig, renders: Renders, device: Device, folder: P
         tokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
         ids = tokenize_captions(tokenizer, renders.train, config.text.max_length)
         np.save(folder / "captions.npy", ids[: config.data.latent_count])
-    if not (folder / "latents.npy").exists():
-        run_in_group(config.processes, _encode, config, folder)
+    if config.data.faces is not None:
+        open_faces(config)  # renders what is missing, once
+    for name in (LATENTS, FACES)[: 1 if config.data.faces is None else 2]:
+        if not (folder / name).exists():
+            run_in_group(config.processes, _encode, config, folder, name)
 
 
 def _trained(folder: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -92,7 +97,7 @@ def load_parts(config: RunConfig, device: Device, folder: Path, latents: np.ndar
     else:
         start = StableDiffusionPipeline.from_pretrained(config.start)
         text_encoder.load_state_dict(start.text_encoder.state_dict())
-        unet.load_state_dict(start.unet.state_dict())
+        load_start(unet, start.unet.state_dict())
     text_encoder, unet, vae = (part.to(device.device) for part in (text_encoder, unet, vae))
     return Parts(tokenizer, text_encoder, unet, vae)
 
@@ -100,9 +105,17 @@ def load_parts(config: RunConfig, device: Device, folder: Path, latents: np.ndar
 def build_unet_loop(group: Group, config: RunConfig, folder: Path) -> Loop:
     """The U-Net's loop of one process of the group, at its last checkpoint."""
     device = choose_device(config)
-    latents = np.load(folder / "latents.npy")
+    latents = np.load(folder / LATENTS)
     captions = np.load(folder / "captions.npy")
     parts = load_parts(config, device, folder, latents)
+    if config.data.faces is not None:
+        faces = np.load(folder / FACES)
+        empty = parts.tokenizer("", padding="max_length", max_length=captions.shape[-1])
+        without = np.array(empty["input_ids"], captions.dtype)
+        captions = np.concatenate(
+            [captions, np.broadcast_to(without, (len(faces), *captions.shape[1:]))]
+        )
+        latents = np.concatenate([latents, faces])
 
     def export() -> None:
         where = folder / "export"

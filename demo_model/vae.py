@@ -16,6 +16,7 @@ from demo_model.config import RunConfig, VaeConfig
 from demo_model.data import EpochOrder, Renders, images_as_bytes, images_as_tensor
 from demo_model.devices import Device
 from demo_model.heads import head_weights
+from demo_model.networks import load_start
 from demo_model.parallel import FlatGradients, Group
 from demo_model.sheets import write_sheet
 
@@ -42,7 +43,7 @@ def build_vae(config: RunConfig) -> AutoencoderKL:
             torch.nn.init.zeros_(parameter)
     if config.start is not None:
         start = AutoencoderKL.from_pretrained(config.start, subfolder="vae")
-        model.load_state_dict(start.state_dict())
+        load_start(model, start.state_dict())
     return model.to(memory_format=torch.channels_last)
 
 

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from world.captions import attributes, caption, caption_variants, random_caption
+from world.faces import face_scene, lookalikes
 from world.labels import as_bytes, depth_image, edge_image, openpose_image
+from world.parts import Scene
 from world.render import render, render_rgb
 from world.scene import sample_scene, stream
 
@@ -56,7 +58,12 @@ def _shapes(
     return shapes
 
 
-def _row(scene) -> dict:
+def face_of(seed: int) -> Scene:
+    """A tight crop of the face of one person a seed."""
+    return face_scene(seed, lookalikes(seed, 1)[0], person=0, shot=0)
+
+
+def _row(scene: Scene) -> dict:
     rng = stream(scene.seed, "caption without pose")
     return {
         "seed": scene.seed,
@@ -77,6 +84,7 @@ def _render_chunk(
     size: int,
     labels: Sequence[str],
     supersample: int,
+    faces: bool,
 ) -> int:
     """Renders one chunk into the arrays and writes its caption rows; the rows' file marks the
     chunk as done."""
@@ -86,7 +94,7 @@ def _render_chunk(
     lines = []
     for offset, seed in enumerate(seeds):
         at = start + offset
-        scene = sample_scene(seed)
+        scene = face_of(seed) if faces else sample_scene(seed)
         if "depth" in labels or "edge" in labels:
             result = render(scene, size, supersample)
             keypoints = result.keypoints
@@ -120,6 +128,7 @@ def render_packed(
     labels: Iterable[str] = (),
     workers: int = 2,
     supersample: int = 2,
+    faces: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Path:
     """Renders scenes of `seeds` into a packed folder; resumes by chunks and returns at once when
@@ -128,8 +137,8 @@ def render_packed(
     Args:
         path: folder to write. seeds: scene seeds, kept in order. size: pixels. labels: some of
             LABELS.
-        workers: processes. progress: called with images done, images in all, seconds since the
-            start.
+        workers: processes. faces: tight crops of faces instead of scenes. progress: called with
+            images done, images in all, seconds since the start.
 
     Raises:
         ValueError: the folder holds another dataset, or a label is unknown.
@@ -139,11 +148,11 @@ def render_packed(
     spec = {
         "version": WORLD_VERSION, "size": size, "count": count, "first_seed": seeds[0],
         "last_seed": seeds[-1], "labels": list(labels), "supersample": supersample,
-    }  # fmt: skip
+    } | ({"faces": True} if faces else {})  # fmt: skip
     marker = folder / "packed.json"
     if marker.exists():
         found = json.loads(marker.read_text())
-        if {key: found.get(key) for key in spec} != spec:
+        if found | {"complete": True} != spec | {"complete": True}:
             raise ValueError(f"{folder} holds another packed dataset: {found}; asked for {spec}")
         if found["complete"]:
             return folder
@@ -157,7 +166,10 @@ def render_packed(
     ]
     render(sample_scene(seeds[0]), 16)  # compiles once, before the workers start
     began, done = time.monotonic(), count - sum(min(CHUNK, count - s) for s in starts)
-    jobs = [(str(folder), s, list(seeds[s : s + CHUNK]), size, labels, supersample) for s in starts]
+    jobs = [
+        (str(folder), s, list(seeds[s : s + CHUNK]), size, labels, supersample, faces)
+        for s in starts
+    ]
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
             done += _render_chunk(*job)

@@ -180,8 +180,6 @@ def _loader(
     def with_negatives(model: BaseModel) -> Task:
         rows = anchor_rows(grouped, first.negatives.per_group)
         edits = make_negatives(model, grouped, rows, first.negatives, run / "negatives", first.seed)
-        return TripletTask(
-            grouped, rows, edits, first.negatives.others, identity=first.kind == "identity"
-        )
+        return TripletTask(grouped, rows, edits, first.negatives, identity=first.kind == "identity")
 
     return with_negatives

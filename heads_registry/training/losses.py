@@ -6,6 +6,8 @@ comparisons between the maps of several pictures (section 4.3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -130,3 +132,25 @@ def triplet_hinge(
     """
     difference = appearance_distance(anchor, positive) - appearance_distance(anchor, negative)
     return (margin + difference).clamp(min=0).mean()
+
+
+def groups_hinge(
+    readouts: Float[Tensor, "batch pictures channels height width"],
+    groups: Sequence[int],
+    margin: float = MARGIN,
+) -> Float[Tensor, ""]:
+    """The hinge of all triplets of an example's pictures: anchor and positive of one group, the
+    negative of another; mean over triplets and batch ("batch all", Hermans et al. 2017).
+
+    Args:
+        groups: of each picture.
+    """
+    height, width = readouts.shape[-2:]
+    unit = F.normalize(readouts, dim=2).flatten(2)
+    distances = 1 - unit @ unit.transpose(1, 2) / (height * width)
+    names = torch.tensor(groups, device=readouts.device)
+    same = names[:, None] == names
+    positives = same & ~torch.eye(len(names), dtype=torch.bool, device=readouts.device)
+    triplets = positives[:, :, None] & ~same[:, None, :]
+    difference = distances[:, :, :, None] - distances[:, :, None, :]
+    return (margin + difference).clamp(min=0)[:, triplets].mean()

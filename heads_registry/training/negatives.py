@@ -95,13 +95,17 @@ def _save(pictures: torch.Tensor, paths: Sequence[Path]) -> None:
         partial.replace(path)
 
 
+OF_THE_LOSS = {"others", "other_groups", "group_pictures"}
+"""Of the recipe's fields, those that do not change the edits."""
+
+
 def _key(
     model: BaseModel, grouped: Grouped, rows: Sequence[int], recipe: NegativesRecipe, seed: int
 ) -> str:
     digest = hashlib.sha256()
     manifest = model.manifest.weights_identity if model.manifest else ""
     captions = "\n".join(grouped.captions[row] for row in rows)
-    for text in (manifest, recipe.model_dump_json(exclude={"others"}), str(seed), captions):
+    for text in (manifest, recipe.model_dump_json(exclude=OF_THE_LOSS), str(seed), captions):
         digest.update(text.encode() + b"\0")
     digest.update(grouped.images[list(rows)].numpy().tobytes())
     return digest.hexdigest()[:16]

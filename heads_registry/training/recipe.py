@@ -35,8 +35,14 @@ class NegativesRecipe(BaseModel):
     )
     others: Fraction = Field(
         0.0,
-        description="share of the loss whose negative is no edit, but a picture of another video, "
-        "or of another person (of the same look, where the data say who has it)",
+        description="share of the loss whose negatives are no edits, but pictures of other videos, "
+        "or of other people (of the same look, where the data say who has it)",
+    )
+    other_groups: int = Field(
+        1, ge=1, description="how many other videos or people an example has, where `others` > 0"
+    )
+    group_pictures: int = Field(
+        2, ge=2, description="pictures of each video or person that an example has"
     )
 
     @model_validator(mode="after")
@@ -84,7 +90,9 @@ class HeadRecipe(BaseModel):
         "cosine", description="cosine: a short warm-up, then down to 0 at the end"
     )
     max_steps: int = Field(5000, gt=0)
-    batch_size: int = Field(8, gt=0, description="images, pairs or triplets of a step")
+    batch_size: int = Field(
+        8, gt=0, description="images, pairs or examples with negatives of a step"
+    )
     accumulation_steps: int = Field(1, gt=0, description="parts that a step is computed in")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="0: no moving average of the weights")
     seed: int = 0

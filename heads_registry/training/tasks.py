@@ -24,11 +24,12 @@ from heads_registry.training.losses import (
     balanced_mse,
     correspondence_loss,
     element_balanced_mse,
+    groups_hinge,
     mse,
     triplet_hinge,
 )
 from heads_registry.training.measures import pair_pck, same_different_accuracy
-from heads_registry.training.recipe import HeadRecipe
+from heads_registry.training.recipe import HeadRecipe, NegativesRecipe
 
 Readouts = Float[Tensor, "batch pictures channels height width"]
 Measured = dict[str, Float[Tensor, " batch"]]
@@ -193,13 +194,13 @@ class CorrespondenceTask:
 class TripletTask:
     """Anchor, positive (same video or person) and negative (sections 4.3, 9.1).
 
-    Negatives are the anchors edited by the base model, and where `others` is not 0 a picture of
-    another group as well, of the same look where the data name looks.
+    Negatives are the anchors edited by the base model, and where `others` is not 0 pictures of
+    other groups as well, of the same look where the data name looks.
 
     Args:
         data: the pictures and their groups.
         anchors, negatives: rows that have an edit, and the edits.
-        others: share of the loss that is another group's picture's.
+        recipe: says how many pictures and other groups an example has.
         held_out: groups that are held out, at most; whole looks are.
         identity: measure same/different answers, too.
     """
@@ -207,7 +208,7 @@ class TripletTask:
     data: Grouped
     anchors: list[int]
     negatives: Pictures
-    others: float = 0.0
+    recipe: NegativesRecipe = field(default_factory=NegativesRecipe)
     held_out: int = 64
     identity: bool = False
     images: Pictures = field(init=False)
@@ -227,54 +228,68 @@ class TripletTask:
         self.validation = self.quadruplets(range(self.examples, len(self.data)))
 
     def draw(self, count: int, generator: torch.Generator) -> Examples:
-        """Groups at random; of each an anchor, a positive, the anchor's edit, maybe an other."""
-        rows = []
+        """Groups at random; of each an anchor's edit, the anchor, and others of its pictures; then
+        as many pictures of each of some other groups, where the recipe wants them."""
+        rows, size = [], self.recipe.group_pictures
         for group in torch.randint(self.examples, (count,), generator=generator).tolist():
             anchor, edit = _one(self._anchors[group], generator)
-            other = [self._other(group, generator)] if self.others else []
-            rows.append([anchor, self._positive(group, anchor, generator), edit, *other])
+            pictures = [anchor, *self._some(group, size - 1, generator, but=anchor)]
+            for other in self._others(group, generator) if self.recipe.others else ():
+                pictures += self._some(other, size, generator)
+            rows.append([edit, *pictures])
         return Examples(torch.tensor(rows))
 
     def quadruplets(self, groups: Iterable[int]) -> Examples:
         """Anchor, positive, edit and other of each anchor of these groups; always the same."""
         generator = torch.Generator().manual_seed(1)
         rows = [
-            [anchor, self._positive(group, anchor, generator), edit, self._other(group, generator)]
+            [
+                anchor,
+                *self._some(group, 1, generator, but=anchor),
+                edit,
+                self._other(group, generator),
+            ]
             for group in groups
             for anchor, edit in self._anchors[group]
         ]
         return Examples(torch.tensor(rows))
 
-    def _positive(self, group: int, anchor: int, generator: torch.Generator) -> int:
-        rest = [row for row in self.data.groups[group] if row != anchor]
-        return _one(rest, generator)
+    def _some(
+        self, group: int, count: int, generator: torch.Generator, but: int | None = None
+    ) -> list[int]:
+        """Different pictures of a group; where it has too few, some of them again."""
+        rest = [row for row in self.data.groups[group] if row != but]
+        order = torch.randperm(len(rest), generator=generator).tolist()
+        return [rest[order[index % len(rest)]] for index in range(count)]
 
-    def _other(self, group: int, generator: torch.Generator) -> int:
-        """A picture of another group: of the same look, else any of the same part of the data."""
+    def _others(self, group: int, generator: torch.Generator) -> list[int]:
+        """Other groups: of the same look, else any of the same part of the data."""
         looks = self.data.looks
         alike = [other for other in self._alike[looks[group]] if other != group] if looks else []
-        if alike:
-            other = _one(alike, generator)
-        else:
+        if not alike:
             training = group < self.examples
-            start, end = (0, self.examples) if training else (self.examples, len(self.data))
-            step = int(torch.randint(1, max(2, end - start), (1,), generator=generator))
-            other = start + (group - start + step) % (end - start)
-        return _one(self.data.groups[other], generator)
+            part = range(self.examples) if training else range(self.examples, len(self.data))
+            alike = [other for other in part if other != group] or [group]
+        order = torch.randperm(len(alike), generator=generator).tolist()
+        return [alike[order[index % len(alike)]] for index in range(self.recipe.other_groups)]
+
+    def _other(self, group: int, generator: torch.Generator) -> int:
+        """A picture of another group."""
+        return self._some(self._others(group, generator)[0], 1, generator)[0]
 
     def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
-        """Hinge of the distances to positive and edit, and to positive and other.
+        """Hinge of anchor, positive and edit, and of all triplets of different groups.
 
-        To the other, anchor and positive are the same: two pictures of what it is not. Both are
-        anchors.
+        To other groups, anchor and positive are the same: two pictures of what they are not.
         """
-        anchor, positive, edit, *others = readouts.unbind(dim=1)
+        size = self.recipe.group_pictures
+        edit, anchor, positive = readouts[:, :3].unbind(dim=1)
         loss = triplet_hinge(anchor, positive, edit, recipe.margin)
-        if not others:
+        if not self.recipe.others:
             return loss
-        there = triplet_hinge(anchor, positive, others[0], recipe.margin)
-        back = triplet_hinge(positive, anchor, others[0], recipe.margin)
-        return torch.lerp(loss, (there + back) / 2, self.others)
+        groups = [index // size for index in range(readouts.shape[1] - 1)]
+        other = groups_hinge(readouts[:, 1:], groups, recipe.margin)
+        return torch.lerp(loss, other, self.recipe.others)
 
     def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
         """Distances of the anchor to the positive, to its edit and to another group's picture."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
 from pydantic import ValidationError
 
@@ -13,10 +14,11 @@ from demo_model.compile_ahead import double_by_copies
 from demo_model.config import PlanConfig, RunConfig, load_config
 from demo_model.data import EpochOrder, images_as_bytes, images_as_tensor
 from demo_model.heads import head_weights
-from demo_model.networks import build_scheduler, build_unet
+from demo_model.networks import build_scheduler, build_unet, load_start
 from demo_model.schedule import learning_rate, progress
 from demo_model.tokenizer import build_tokenizer, save_tokenizer
 from demo_model.unet import Average, min_snr_weights
+from demo_model.vae import build_vae
 from world.captions import VOCABULARY, tokens
 
 pytestmark = pytest.mark.torch
@@ -61,6 +63,28 @@ def test_configurations_build_twelve_decoder_resnets(name: str) -> None:
     with torch.device("meta"):
         unet = build_unet(config)
     assert sum(len(block.resnets) for block in unet.up_blocks) == 12
+
+
+def test_a_start_with_fewer_latent_channels_goes_on_as_it_was(micro: RunConfig) -> None:
+    wider = micro.vae.model_copy(update={"latent_channels": 8})
+    narrow, wide = build_unet(micro), build_unet(micro.model_copy(update={"vae": wider}))
+    for parameter in narrow.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    load_start(wide, narrow.state_dict())
+    latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 4, micro.text.width)
+    with torch.no_grad():
+        before = narrow(latents, 500, context).sample
+        after = wide(F.pad(latents, (0, 0, 0, 0, 0, 4)), 500, context).sample
+    torch.testing.assert_close(after[:, :4], before, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_of_a_wider_autoencoder_begin_with_those_of_its_start(micro: RunConfig) -> None:
+    wider = micro.vae.model_copy(update={"latent_channels": 8})
+    narrow, wide = build_vae(micro), build_vae(micro.model_copy(update={"vae": wider}))
+    load_start(wide, narrow.state_dict())
+    means, variances = wide.encoder.conv_out.weight.chunk(2)
+    assert means[:4].equal(narrow.encoder.conv_out.weight[:4])
+    assert variances[:4].equal(narrow.encoder.conv_out.weight[4:])
 
 
 def test_unknown_fields_are_refused(micro: RunConfig) -> None:

@@ -59,6 +59,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(left, right)
 
 
+def test_faces_are_seen_beside_the_scenes_and_without_captions(
+    micro: RunConfig, prepared: Path, tmp_path: Path
+) -> None:
+    faces = micro.data.model_copy(update={"faces": tmp_path / "faces", "faces_count": 4})
+    config, folder = micro.model_copy(update={"data": faces}), _copy_of(prepared, tmp_path / "run")
+    train.cache_latents(config, train.load_renders(config), choose_device(config), folder)
+    loop = train.build_unet_loop(Group(), config, folder)
+    stage = loop.stage
+    assert isinstance(stage, UnetStage)
+    scenes = micro.data.latent_count
+    assert len(stage.latents) == len(stage.captions) == len(stage.head_weights) == scenes + 4
+    assert (stage.captions[scenes:] == stage.empty).all()
+    assert not (stage.captions[:scenes] == stage.empty).all()
+    loop.run(max_steps=1)
+    assert loop.step == 1
+
+
 def test_the_export_loads_and_generates(micro: RunConfig, prepared: Path, tmp_path: Path) -> None:
     folder = _copy_of(prepared, tmp_path / "run")
     loop = train.build_unet_loop(Group(), micro, folder)

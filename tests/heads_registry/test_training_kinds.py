@@ -125,40 +125,48 @@ def test_triplets_are_what_they_should_be() -> None:
     data = grouped()
     anchors = anchor_rows(data, 1)
     edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
-    task = TripletTask(data, anchors, edits, others=0.5, held_out=1)
+    recipe = NegativesRecipe(others=0.5, group_pictures=3)
+    task = TripletTask(data, anchors, edits, recipe, held_out=1)
     group_of = {row: index for index, group in enumerate(data.groups) for row in group}
     assert task.examples == 4, "the two people of the last look are held out together"
     drawn = task.draw(50, torch.Generator().manual_seed(0)).rows.tolist()
-    for anchor, positive, edit, other in drawn:
+    for edit, *pictures in drawn:
+        anchor, *positives = pictures[:3]
         assert anchor in anchors
-        assert anchor != positive
-        assert group_of[anchor] == group_of[positive] < task.examples
+        assert anchor not in positives
+        assert {group_of[positive] for positive in positives} == {group_of[anchor]}
+        assert group_of[anchor] < task.examples
         assert anchors[edit - len(data.images)] == anchor
-        assert group_of[other] != group_of[anchor]
-        assert data.looks[group_of[other]] == data.looks[group_of[anchor]]
+        (other,) = {group_of[row] for row in pictures[3:]}
+        assert other != group_of[anchor]
+        assert data.looks[other] == data.looks[group_of[anchor]]
     assert {group_of[row] for row in task.validation.rows[:, :2].flatten().tolist()} == {4, 5}
 
 
-def test_others_share_the_loss_with_edits_and_have_two_anchors() -> None:
+def test_others_share_the_loss_with_edits_and_all_their_triplets_count() -> None:
     data = grouped()
     anchors = anchor_rows(data, 1)
     edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
     recipe = HeadRecipe(name="x", title="x", kind="identity")
-    task = TripletTask(data, anchors, edits, others=0.25, held_out=1)
+    task = TripletTask(data, anchors, edits, NegativesRecipe(others=0.25), held_out=1)
     generator = torch.Generator().manual_seed(0)
-    said = torch.randn(3, 4, 8, 4, 4, generator=generator)
-    anchor, positive, edit, other = said.unbind(1)
-    expected = (
-        0.75 * triplet_hinge(anchor, positive, edit)
-        + 0.125 * triplet_hinge(anchor, positive, other)
-        + 0.125 * triplet_hinge(positive, anchor, other)
-    )
+    said = torch.randn(3, 5, 8, 4, 4, generator=generator)
+    edit, *first, third, fourth = said.unbind(1)
+    second = [third, fourth]
+    triplets = [
+        triplet_hinge(group[anchor], group[1 - anchor], negative)
+        for group, others in ((first, second), (second, first))
+        for anchor in (0, 1)
+        for negative in others
+    ]
+    expected = 0.75 * triplet_hinge(*first, edit) + 0.25 * torch.stack(triplets).mean()
     examples = task.draw(3, generator)
+    assert examples.rows.shape == (3, 5)
     torch.testing.assert_close(task.loss(recipe, said, examples), expected)
     alone = TripletTask(data, anchors, edits, held_out=1)
     assert alone.draw(3, generator).rows.shape == (3, 3)
     torch.testing.assert_close(
-        alone.loss(recipe, said[:, :3], examples), triplet_hinge(anchor, positive, edit)
+        alone.loss(recipe, said[:, :3], examples), triplet_hinge(*first, edit)
     )
 
 
