@@ -66,9 +66,11 @@ def cache_latents(config: RunConfig, renders: Renders, device: Device, folder: P
         tokenizer = build_tokenizer(VOCABULARY, config.text.max_length)
         ids = tokenize_captions(tokenizer, renders.train, config.text.max_length)
         np.save(folder / "captions.npy", ids[: config.data.latent_count])
+    names = [LATENTS]
     if config.data.faces is not None:
         open_faces(config)  # renders what is missing, once
-    for name in (LATENTS, FACES)[: 1 if config.data.faces is None else 2]:
+        names.append(FACES)
+    for name in names:
         if not (folder / name).exists():
             run_in_group(config.processes, _encode, config, folder, name)
 

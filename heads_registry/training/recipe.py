@@ -42,7 +42,7 @@ class NegativesRecipe(BaseModel):
         1, ge=1, description="how many other videos or people an example has, where `others` > 0"
     )
     group_pictures: int = Field(
-        2, ge=2, description="pictures of each video or person that an example has"
+        2, ge=2, description="pictures of each video or person in an example, where `others` > 0"
     )
 
     @model_validator(mode="after")

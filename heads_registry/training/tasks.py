@@ -200,7 +200,7 @@ class TripletTask:
     Args:
         data: the pictures and their groups.
         anchors, negatives: rows that have an edit, and the edits.
-        recipe: says how many pictures and other groups an example has.
+        plan: the share of other groups in the loss, and what an example has of them.
         held_out: groups that are held out, at most; whole looks are.
         identity: measure same/different answers, too.
     """
@@ -208,7 +208,7 @@ class TripletTask:
     data: Grouped
     anchors: list[int]
     negatives: Pictures
-    recipe: NegativesRecipe = field(default_factory=NegativesRecipe)
+    plan: NegativesRecipe = field(default_factory=NegativesRecipe)
     held_out: int = 64
     identity: bool = False
     images: Pictures = field(init=False)
@@ -230,11 +230,11 @@ class TripletTask:
     def draw(self, count: int, generator: torch.Generator) -> Examples:
         """Groups at random; of each an anchor's edit, the anchor, and others of its pictures; then
         as many pictures of each of some other groups, where the recipe wants them."""
-        rows, size = [], self.recipe.group_pictures
+        rows, size = [], self.plan.group_pictures if self.plan.others else 2
         for group in torch.randint(self.examples, (count,), generator=generator).tolist():
             anchor, edit = _one(self._anchors[group], generator)
             pictures = [anchor, *self._some(group, size - 1, generator, but=anchor)]
-            for other in self._others(group, generator) if self.recipe.others else ():
+            for other in self._others(group, generator) if self.plan.others else ():
                 pictures += self._some(other, size, generator)
             rows.append([edit, *pictures])
         return Examples(torch.tensor(rows))
@@ -271,7 +271,7 @@ class TripletTask:
             part = range(self.examples) if training else range(self.examples, len(self.data))
             alike = [other for other in part if other != group] or [group]
         order = torch.randperm(len(alike), generator=generator).tolist()
-        return [alike[order[index % len(alike)]] for index in range(self.recipe.other_groups)]
+        return [alike[order[index % len(alike)]] for index in range(self.plan.other_groups)]
 
     def _other(self, group: int, generator: torch.Generator) -> int:
         """A picture of another group."""
@@ -282,14 +282,14 @@ class TripletTask:
 
         To other groups, anchor and positive are the same: two pictures of what they are not.
         """
-        size = self.recipe.group_pictures
+        size = self.plan.group_pictures
         edit, anchor, positive = readouts[:, :3].unbind(dim=1)
         loss = triplet_hinge(anchor, positive, edit, recipe.margin)
-        if not self.recipe.others:
+        if not self.plan.others:
             return loss
         groups = [index // size for index in range(readouts.shape[1] - 1)]
         other = groups_hinge(readouts[:, 1:], groups, recipe.margin)
-        return torch.lerp(loss, other, self.recipe.others)
+        return torch.lerp(loss, other, self.plan.others)
 
     def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:
         """Distances of the anchor to the positive, to its edit and to another group's picture."""

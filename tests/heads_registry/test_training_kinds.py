@@ -163,7 +163,7 @@ def test_others_share_the_loss_with_edits_and_all_their_triplets_count() -> None
     examples = task.draw(3, generator)
     assert examples.rows.shape == (3, 5)
     torch.testing.assert_close(task.loss(recipe, said, examples), expected)
-    alone = TripletTask(data, anchors, edits, held_out=1)
+    alone = TripletTask(data, anchors, edits, NegativesRecipe(group_pictures=3), held_out=1)
     assert alone.draw(3, generator).rows.shape == (3, 3)
     torch.testing.assert_close(
         alone.loss(recipe, said[:, :3], examples), triplet_hinge(*first, edit)
