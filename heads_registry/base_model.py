@@ -225,7 +225,7 @@ class BaseModel:
         conditioning: Conditioning,
         residuals: Residuals | None = None,
     ) -> Latents:
-        """One U-Net pass: the predicted noise of (batch, 4, h, w) latents, in `latent_dtype`."""
+        """One U-Net pass: the predicted noise of (batch, c, h, w) latents, in `latent_dtype`."""
         sample = latents.to(self.dtype, memory_format=torch.channels_last)
         output: Tensor = self.unet(
             sample,

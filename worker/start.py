@@ -1,7 +1,8 @@
 """What a batch begins with: noise, or pictures noised to a step; and what inpainting keeps of them.
 
-The start and the replacement are those of diffusers' image-to-image and inpainting pipelines for
-U-Nets of four channels (SDEdit, Meng et al. 2022; the replacement, Lugmayr et al. 2022, eq. 8).
+The start and the replacement are those of diffusers' image-to-image and inpainting pipelines, for
+U-Nets that are not told the mask (SDEdit, Meng et al. 2022; the replacement, Lugmayr et al. 2022,
+eq. 8).
 """
 
 from __future__ import annotations

@@ -145,12 +145,41 @@ def groups_hinge(
     Args:
         groups: of each picture.
     """
-    height, width = readouts.shape[-2:]
-    unit = F.normalize(readouts, dim=2).flatten(2)
-    distances = 1 - unit @ unit.transpose(1, 2) / (height * width)
-    names = torch.tensor(groups, device=readouts.device)
-    same = names[:, None] == names
-    positives = same & ~torch.eye(len(names), dtype=torch.bool, device=readouts.device)
+    distances, same = _all_pairs(readouts, groups)
+    positives = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     triplets = positives[:, :, None] & ~same[:, None, :]
     difference = distances[:, :, :, None] - distances[:, :, None, :]
     return (margin + difference).clamp(min=0)[:, triplets].mean()
+
+
+def groups_contrast(
+    readouts: Float[Tensor, "batch pictures channels height width"],
+    groups: Sequence[int],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of "whose group is it?": for each picture, a softmax of -distance / temperature
+    over the others of its example, of which its own group is to have all ("supervised contrastive",
+    Khosla et al. 2020, their in-form); mean over the pictures whose group has another, and batch.
+
+    The hinge weighs all triplets inside its margin alike, this the nearest negatives most.
+
+    Args:
+        groups: of each picture.
+    """
+    distances, same = _all_pairs(readouts, groups)
+    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    logits = (-distances / temperature).masked_fill(itself, -torch.inf)
+    asked = (same & ~itself).any(dim=1)
+    own = logits.masked_fill(~same, -torch.inf)[:, asked]
+    return (logits[:, asked].logsumexp(dim=2) - own.logsumexp(dim=2)).mean()
+
+
+def _all_pairs(
+    readouts: Float[Tensor, "batch pictures channels height width"], groups: Sequence[int]
+) -> tuple[Float[Tensor, "batch pictures pictures"], Bool[Tensor, "pictures pictures"]]:
+    """`appearance_distance` of all pairs of an example's pictures, and which are of one group."""
+    height, width = readouts.shape[-2:]
+    unit = F.normalize(readouts, dim=2).flatten(2)
+    names = torch.tensor(groups, device=readouts.device)
+    distances = 1 - unit @ unit.transpose(1, 2) / (height * width)
+    return distances, names[:, None] == names

@@ -95,7 +95,7 @@ def _save(pictures: torch.Tensor, paths: Sequence[Path]) -> None:
         partial.replace(path)
 
 
-OF_THE_LOSS = {"others", "other_groups", "group_pictures"}
+OF_THE_LOSS = {"others", "other_groups", "group_pictures", "temperature"}
 """Of the recipe's fields, those that do not change the edits."""
 
 

@@ -44,6 +44,12 @@ class NegativesRecipe(BaseModel):
     group_pictures: int = Field(
         2, ge=2, description="pictures of each video or person in an example, where `others` > 0"
     )
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="of a softmax over all pictures of an example, edit included, in the place of "
+        "the hinge of all triplets of different groups; null: the hinge",
+    )
 
     @model_validator(mode="after")
     def _strengths(self) -> Self:

@@ -24,6 +24,7 @@ from heads_registry.training.losses import (
     balanced_mse,
     correspondence_loss,
     element_balanced_mse,
+    groups_contrast,
     groups_hinge,
     mse,
     triplet_hinge,
@@ -278,7 +279,8 @@ class TripletTask:
         return self._some(self._others(group, generator)[0], 1, generator)[0]
 
     def loss(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Tensor:
-        """Hinge of anchor, positive and edit, and of all triplets of different groups.
+        """Hinge of anchor, positive and edit, and all comparisons with different groups: the hinge
+        of all triplets, or their contrast, to which the edit is one more group.
 
         To other groups, anchor and positive are the same: two pictures of what they are not.
         """
@@ -288,7 +290,10 @@ class TripletTask:
         if not self.plan.others:
             return loss
         groups = [index // size for index in range(readouts.shape[1] - 1)]
-        other = groups_hinge(readouts[:, 1:], groups, recipe.margin)
+        if self.plan.temperature is None:
+            other = groups_hinge(readouts[:, 1:], groups, recipe.margin)
+        else:
+            other = groups_contrast(readouts, [-1, *groups], self.plan.temperature)
         return torch.lerp(loss, other, self.plan.others)
 
     def measure(self, recipe: HeadRecipe, readouts: Readouts, examples: Examples) -> Measured:

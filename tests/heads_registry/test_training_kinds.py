@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
 from heads_registry.base_model import BaseModel
 from heads_registry.catalogue import BUILTIN_DIR, Catalogue
@@ -21,7 +22,7 @@ from heads_registry.training.command import Options, train_heads
 from heads_registry.training.data import DataError, load_labelled_images
 from heads_registry.training.groups import Grouped, load_faces, load_videos
 from heads_registry.training.loop import HeadTrainer
-from heads_registry.training.losses import triplet_hinge
+from heads_registry.training.losses import appearance_distance, triplet_hinge
 from heads_registry.training.negatives import anchor_rows, make_negatives
 from heads_registry.training.recipe import HeadRecipe, NegativesRecipe
 from heads_registry.training.tasks import CorrespondenceTask, TripletTask, point_cells
@@ -167,6 +168,28 @@ def test_others_share_the_loss_with_edits_and_all_their_triplets_count() -> None
     assert alone.draw(3, generator).rows.shape == (3, 3)
     torch.testing.assert_close(
         alone.loss(recipe, said[:, :3], examples), triplet_hinge(*first, edit)
+    )
+
+
+def test_a_temperature_asks_of_each_picture_whose_it_is_among_all_of_its_example() -> None:
+    data = grouped()
+    anchors = anchor_rows(data, 1)
+    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
+    recipe = HeadRecipe(name="x", title="x", kind="identity")
+    plan = NegativesRecipe(others=1.0, temperature=0.1)
+    task = TripletTask(data, anchors, edits, plan, held_out=1)
+    generator = torch.Generator().manual_seed(0)
+    said = torch.randn(3, 5, 8, 4, 4, generator=generator)
+    entropies = []
+    for picture, other_of_group in ((1, 2), (2, 1), (3, 4), (4, 3)):
+        others = [index for index in range(5) if index != picture]
+        distances = [appearance_distance(said[:, picture], said[:, index]) for index in others]
+        logits = torch.stack(distances, dim=1) / -0.1
+        right = torch.full((3,), others.index(other_of_group))
+        entropies.append(cross_entropy(logits, right))
+    examples = task.draw(3, generator)
+    torch.testing.assert_close(
+        task.loss(recipe, said, examples), torch.stack(entropies).mean(), rtol=1e-4, atol=1e-5
     )
 
 
