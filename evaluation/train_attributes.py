@@ -27,7 +27,7 @@ from evaluation.attributes import (
     labels_of,
 )
 from evaluation.train_judge import blur_some
-from world.faces import face_scene, lookalikes
+from world.faces import face_of
 from world.parts import Scene
 from world.render import render_rgb
 from world.scene import sample_scene
@@ -72,7 +72,7 @@ class Examples:
 def _scene(kind: Kind, seed: int) -> Scene:
     if kind is PEOPLE:
         return sample_scene(seed, kind="figure")
-    return face_scene(seed, lookalikes(seed, 1)[0], 0, 0)
+    return face_of(seed)
 
 
 def jitter(pictures: Tensor, kind: Kind, generator: torch.Generator) -> Tensor:

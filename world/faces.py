@@ -63,6 +63,11 @@ def lookalikes(seed: int, people: int, same_skin: bool = False) -> list[Identity
     return found
 
 
+def face_of(seed: int) -> Scene:
+    """A tight crop of the face of one person a seed."""
+    return face_scene(seed, lookalikes(seed, 1)[0], person=0, shot=0)
+
+
 def face_scene(seed: int, identity: Identity, person: int, shot: int) -> Scene:
     """One tight crop of somebody's face; what the shot shows besides depends on the seed, too.
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from world.captions import attributes, caption, caption_variants, random_caption
-from world.faces import face_scene, lookalikes
+from world.faces import face_of
 from world.labels import as_bytes, depth_image, edge_image, openpose_image
 from world.parts import Scene
 from world.render import render, render_rgb
@@ -56,11 +56,6 @@ def _shapes(
             np.uint8,
         )
     return shapes
-
-
-def face_of(seed: int) -> Scene:
-    """A tight crop of the face of one person a seed."""
-    return face_scene(seed, lookalikes(seed, 1)[0], person=0, shot=0)
 
 
 def _row(scene: Scene) -> dict:

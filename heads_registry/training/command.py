@@ -18,7 +18,13 @@ from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.negatives import anchor_rows, make_negatives
 from heads_registry.training.progress import NoLog, TensorBoardLog
 from heads_registry.training.recipe import HeadRecipe
-from heads_registry.training.tasks import CorrespondenceTask, SpatialTask, Task, TripletTask
+from heads_registry.training.tasks import (
+    CorrespondenceTask,
+    SpatialTask,
+    Task,
+    TripletTask,
+    check_others,
+)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -176,6 +182,8 @@ def _loader(
         grouped = load_videos(options.data, width, height, options.limit, tracks)
     if first.kind == "correspondence":
         return lambda _model: CorrespondenceTask(grouped, first.points)
+
+    check_others(grouped, first.negatives)  # before the edits, which take long
 
     def with_negatives(model: BaseModel) -> Task:
         rows = anchor_rows(grouped, first.negatives.per_group)

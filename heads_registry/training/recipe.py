@@ -48,7 +48,7 @@ class NegativesRecipe(BaseModel):
         None,
         gt=0,
         description="of a softmax over all pictures of an example, edit included, in the place of "
-        "the hinge of all triplets of different groups; null: the hinge",
+        "the hinge of all triplets of different groups, where `others` > 0; null: the hinge",
     )
 
     @model_validator(mode="after")

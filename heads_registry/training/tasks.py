@@ -6,7 +6,7 @@ head, a pair of frames, an anchor with a positive and a negative). The loop does
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,6 +31,9 @@ from heads_registry.training.losses import (
 )
 from heads_registry.training.measures import pair_pck, same_different_accuracy
 from heads_registry.training.recipe import HeadRecipe, NegativesRecipe
+
+HELD_OUT_GROUPS = 64
+"""Videos or people, at most."""
 
 Readouts = Float[Tensor, "batch pictures channels height width"]
 Measured = dict[str, Float[Tensor, " batch"]]
@@ -135,7 +138,7 @@ class CorrespondenceTask:
 
     videos: Grouped
     points: int = 128
-    held_out: int = 64
+    held_out: int = HELD_OUT_GROUPS
     pairs_each: int = 4
     images: Pictures = field(init=False)
     validation: Examples = field(init=False)
@@ -210,7 +213,7 @@ class TripletTask:
     anchors: list[int]
     negatives: Pictures
     plan: NegativesRecipe = field(default_factory=NegativesRecipe)
-    held_out: int = 64
+    held_out: int = HELD_OUT_GROUPS
     identity: bool = False
     images: Pictures = field(init=False)
     validation: Examples = field(init=False)
@@ -222,7 +225,7 @@ class TripletTask:
         self._anchors = [
             [(row, edits[row]) for row in group if row in edits] for group in self.data.groups
         ]
-        self.examples = _training_groups(self.data, self.held_out)
+        self.examples = check_others(self.data, self.plan, self.held_out)
         self._alike: dict[str, list[int]] = defaultdict(list)
         for group, look in enumerate(self.data.looks):
             self._alike[look].append(group)
@@ -264,7 +267,7 @@ class TripletTask:
         return [rest[order[index % len(rest)]] for index in range(count)]
 
     def _others(self, group: int, generator: torch.Generator) -> list[int]:
-        """Other groups: of the same look, else any of the same part of the data."""
+        """Different other groups: of the same look, else any of the same part of the data."""
         looks = self.data.looks
         alike = [other for other in self._alike[looks[group]] if other != group] if looks else []
         if not alike:
@@ -272,7 +275,7 @@ class TripletTask:
             part = range(self.examples) if training else range(self.examples, len(self.data))
             alike = [other for other in part if other != group] or [group]
         order = torch.randperm(len(alike), generator=generator).tolist()
-        return [alike[order[index % len(alike)]] for index in range(self.plan.other_groups)]
+        return [alike[index] for index in order[: self.plan.other_groups]]
 
     def _other(self, group: int, generator: torch.Generator) -> int:
         """A picture of another group."""
@@ -335,6 +338,24 @@ def _pairs(tracks: Float[Tensor, "points frames 3"]) -> Int[Tensor, "pairs 2"]:
     seen = (tracks[..., 2] > 0.5).float()
     shared = (seen.T @ seen) >= SHARED_POINTS
     return torch.nonzero(shared.triu(diagonal=1))
+
+
+def check_others(data: Grouped, plan: NegativesRecipe, held_out: int = HELD_OUT_GROUPS) -> int:
+    """How many groups are trained on, if each has as many others as an example is to have.
+
+    Raises:
+        ValueError: too few groups, or too few that a group may be compared with.
+    """
+    count = _training_groups(data, held_out)
+    alike = Counter(data.looks)
+    fewest = min((alike[look] - 1 or count - 1 for look in data.looks[:count]), default=count - 1)
+    if plan.others and fewest < plan.other_groups:
+        raise ValueError(
+            f"negatives.other_groups is {plan.other_groups}, but there are videos or people with "
+            f"only {fewest} others to compare with (of the same look, where the data name looks): "
+            "give more, or a smaller other_groups"
+        )
+    return count
 
 
 def _training_groups(data: Grouped, held_out: int) -> int:

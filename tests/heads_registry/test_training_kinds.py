@@ -193,6 +193,38 @@ def test_a_temperature_asks_of_each_picture_whose_it_is_among_all_of_its_example
     )
 
 
+def test_nobody_is_an_other_of_his_own_and_too_few_others_are_refused(
+    tmp_path: Path, tiny_registry: Path
+) -> None:
+    data = grouped()
+    anchors = anchor_rows(data, 1)
+    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
+    said = "other_groups is 2, but .* only 1 others"
+    with pytest.raises(ValueError, match=said):
+        TripletTask(data, anchors, edits, NegativesRecipe(others=0.5, other_groups=2), held_out=1)
+    alone = replace(data, looks=[])
+    task = TripletTask(alone, anchors, edits, NegativesRecipe(others=0.5, other_groups=3))
+    for _, *rows in task.draw(20, torch.Generator().manual_seed(0)).rows.tolist():
+        groups = [next(i for i, group in enumerate(data.groups) if row in group) for row in rows]
+        assert len(set(groups)) == 4
+
+    recipe = write_recipe(tmp_path / "recipe.yaml", "identity")
+    values = yaml.safe_load(recipe.read_text())
+    values["negatives"]["other_groups"] = 2
+    recipe.write_text(yaml.safe_dump(values))
+    options = Options(
+        recipes=[recipe],
+        data=EXAMPLES / "faces",
+        out=tmp_path / "mine",
+        run=tmp_path / "run",
+        model="tiny",
+        registries=[tiny_registry],
+    )
+    with pytest.raises(ValueError, match=said):
+        train_heads(options, str)
+    assert not (tmp_path / "run" / "negatives").exists()
+
+
 def test_pairs_are_two_frames_and_points_that_both_show() -> None:
     data = grouped("videos")
     task = CorrespondenceTask(data, points=8, held_out=1)
