@@ -92,6 +92,9 @@ def drag(
         typer.Option(help="What the picture shows.", show_default="the generation's own"),
     ] = None,
     px: Annotated[bool, typer.Option("--px", help="Points are pixels of the result.")] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Image of the reference's size; only white may change.")
+    ] = None,
     control: ControlOption = None,
     keypoints: KeypointsOption = None,
     animate: Annotated[
@@ -123,7 +126,7 @@ def drag(
             "guidance_scale": guidance_scale,
         }
         controls = tuple(control or ()), tuple(keypoints or ())
-        return Job(prompt, url, out, *controls, parameters, api_key, reference)
+        return Job(prompt, url, out, *controls, parameters, api_key, reference, mask=mask)
 
     _run(job)
 

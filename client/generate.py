@@ -37,7 +37,7 @@ class Job:
     init_image: str | None = None
     """What to start from; said as a reference is."""
     mask: Path | None = None
-    """An image file: where the init image is repainted."""
+    """An image file: where the init image, or else the reference, is repainted."""
     adapters: tuple[str, ...] = ()
     """``name=image.png`` or ``name=image.png:scale``."""
 

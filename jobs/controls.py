@@ -219,7 +219,7 @@ def first_step(strength: float, num_inference_steps: int) -> int:
 
 
 class InitImage(Frozen):
-    """A picture that sampling starts from (SDEdit), whole or where a mask is white (inpainting).
+    """A picture that sampling starts from (SDEdit); with the request's mask, where that is white.
 
     diffusers' image-to-image and four-channel inpainting pipelines: the picture is noised to the
     timestep of `strength`, and the noisier steps are not run.
@@ -228,7 +228,6 @@ class InitImage(Frozen):
     image: StoredImage
     fit: Literal["cover", "contain", "stretch"] = "cover"
     strength: float = Field(gt=0, le=1, allow_inf_nan=False, description="1: from noise, all steps")
-    mask: StoredImage | None = Field(None, description="white is repainted; null: everything")
     origin: Origin | None = None
 
 

@@ -120,6 +120,11 @@ class GenerationRequest(Frozen):
         "seed", description="whose noise the picture begins with"
     )
     init_image: InitImage | None = Field(None, description="what is noised to begin with")
+    mask: StoredImage | None = Field(
+        None,
+        description="of the init image, or else of the reference: white is repainted; null: "
+        "everything",
+    )
     weight_sweep: tuple[Weight, ...] | None = Field(
         None, description="the k-th picture has the first seed and its weights times the k-th"
     )

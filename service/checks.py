@@ -107,7 +107,8 @@ def check_reference(
             f"missing; {compared[0].type} compares with one: an upload_id, base64, a generation, "
             "or prompt and seed",
         )
-    if asked.reference is not None and not compared and asked.start != "reference":
+    is_kept = asked.start == "reference" or (asked.mask is not None and asked.init_image is None)
+    if asked.reference is not None and not compared and not is_kept:
         raise InvalidRequest.at(
             "#/reference", "no control compares with it; add one, or leave the reference out"
         )

@@ -23,7 +23,7 @@ from service.references import echo_reference
 def echo(request: GenerationRequest) -> schemas.GenerationParameters:
     """The request as a client would have to send it to get exactly this."""
     fields = request.model_dump(
-        exclude={"controls", "adapters", "output", "reference", "init_image"}
+        exclude={"controls", "adapters", "output", "reference", "init_image", "mask"}
     )
     if request.init_image is not None:
         fields |= echo_init_image(request.init_image)
@@ -32,6 +32,7 @@ def echo(request: GenerationRequest) -> schemas.GenerationParameters:
         adapters=tuple(_adapter(adapter) for adapter in request.adapters),
         output=schemas.OutputOptions(**request.output.model_dump()),
         reference=echo_reference(request.reference) if request.reference else None,
+        mask=schemas.ImageSource(upload_id=request.mask.upload_id) if request.mask else None,
         **fields,
     )
 

@@ -1,8 +1,8 @@
-"""Image to image and inpainting: the request's init image, its strength and mask, checked."""
+"""Image to image and inpainting: the init image, its strength and the mask, checked."""
 
 from __future__ import annotations
 
-from jobs.request import InitImage, StoredImage
+from jobs.request import InitImage, InvertedReference, Reference, StoredImage
 from service import schemas
 from service.errors import InvalidRequest
 from service.references import FindRecord, TakeImage, find_picture
@@ -22,17 +22,20 @@ def check_init_image(
         InvalidRequest: a field goes without an init image, or something else begins the picture.
     """
     if asked.init_image is None:
-        for name in ("strength", "mask"):
-            if getattr(asked, name) is not None:
-                raise InvalidRequest.at(
-                    f"#/{name}", "there is no init_image that it could go with; give one"
-                )
+        if asked.strength is not None:
+            raise InvalidRequest.at(
+                "#/strength", "there is no init_image that it could go with; give one"
+            )
+        if asked.mask is not None and asked.reference is None:
+            raise InvalidRequest.at(
+                "#/mask", "there is no init_image or reference that it could go with; give one"
+            )
         return None
     if start == "reference":
         raise InvalidRequest.at(
             "#/init_image",
             "the picture begins with the reference's noise already, as a drag does unless told "
-            'otherwise; leave this out, or let start be "seed"',
+            'otherwise; leave this out (a mask alone keeps the reference), or let start be "seed"',
         )
     default = STRENGTH if asked.mask is None else MASKED_STRENGTH
     strength = default if asked.strength is None else asked.strength
@@ -54,7 +57,6 @@ def take_init_image(
     """The effective init image.
 
     Raises:
-        InvalidRequest: the mask is of another size.
         UnusableReference: the generation is not there or not done.
         UnknownUpload, InvalidImage, ImageTooLarge: see `ControlImages.take`.
     """
@@ -66,20 +68,47 @@ def take_init_image(
     else:
         source = schemas.ImageSource(upload_id=init.upload_id, base64=init.base64)
         image = take_image(source, "#/init_image")
-    mask = take_image(asked.mask, "#/mask") if asked.mask is not None else None
-    if mask is not None:
-        _check_size(mask, image)
-    return InitImage(image=image, fit=init.fit, strength=strength, mask=mask, origin=origin)
+    return InitImage(image=image, fit=init.fit, strength=strength, origin=origin)
 
 
-def _check_size(mask: StoredImage, image: StoredImage) -> None:
-    is_known = mask.key and image.key  # an estimate keeps no images
-    if is_known and (mask.width, mask.height) != (image.width, image.height):
+def take_mask(
+    asked: schemas.GenerationParameters,
+    init: InitImage | None,
+    reference: Reference | None,
+    size: tuple[int, int],
+    take_image: TakeImage,
+) -> StoredImage | None:
+    """The effective mask, which lies on the init image, or else on the reference.
+
+    Args:
+        asked: the request, which has one of both where it has a mask.
+        init: its effective init image.
+        reference: its effective reference.
+        size: (width, height) of the picture, which a sampled reference has too.
+        take_image: keeps an image.
+
+    Raises:
+        InvalidRequest: the mask is of another size.
+        UnknownUpload, InvalidImage, ImageTooLarge: see `ControlImages.take`.
+    """
+    if asked.mask is None:
+        return None
+    mask = take_image(asked.mask, "#/mask")
+    name = "reference" if init is None else "init_image"
+    under = init or reference
+    if isinstance(under, InitImage | InvertedReference):
+        is_known = bool(under.image.key)
+        size = (under.image.width, under.image.height)
+    else:
+        is_known = True
+    is_known = is_known and bool(mask.key)  # an estimate keeps no images
+    if is_known and (mask.width, mask.height) != size:
         raise InvalidRequest.at(
             "#/mask",
-            f"it is {mask.width} by {mask.height} px, the init_image {image.width} by "
-            f"{image.height}; a mask lies on the image pixel by pixel: make it the same size",
+            f"it is {mask.width} by {mask.height} px, the {name} {size[0]} by {size[1]}; a mask "
+            "lies on the image pixel by pixel: make it the same size",
         )
+    return mask
 
 
 def echo_init_image(init: InitImage) -> dict[str, object]:
@@ -88,6 +117,5 @@ def echo_init_image(init: InitImage) -> dict[str, object]:
         source = {"generation": init.origin.generation, "index": init.origin.index}
     else:
         source = {"upload_id": init.image.upload_id}
-    mask = schemas.ImageSource(upload_id=init.mask.upload_id) if init.mask else None
     image = schemas.InitImage.model_validate(source | {"fit": init.fit})
-    return {"init_image": image, "strength": init.strength, "mask": mask}
+    return {"init_image": image, "strength": init.strength}

@@ -201,7 +201,7 @@ def _check_same(record: JobRecord, known: Known) -> None:
 
 def _is_plain(request: GenerationRequest) -> bool:
     """Whether prompt and seed alone made it."""
-    return not (request.controls or request.adapters or request.init_image)
+    return not (request.controls or request.adapters or request.init_image or request.mask)
 
 
 def _or(value: Any, default: Any) -> Any:

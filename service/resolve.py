@@ -42,7 +42,7 @@ from service.errors import (
     UnknownModelName,
 )
 from service.geometry import Picture
-from service.init_image import check_init_image, take_init_image
+from service.init_image import check_init_image, take_init_image, take_mask
 from service.references import FindRecord, Known, TakeImage, resolve_reference
 from service.tasks import (
     REAL_DRAG_GUIDANCE_SCALE,
@@ -138,6 +138,9 @@ def resolve(asked: schemas.GenerationParameters, doors: Doors) -> GenerationRequ
         reference=reference,
         start=start,
         init_image=init_image,
+        mask=take_mask(
+            asked, init_image, reference, (size["width"], size["height"]), doors.take_image
+        ),
         weight_sweep=asked.weight_sweep,
         output=OutputOptions(
             **asked.output.model_dump(exclude={"evolution_steps"}),

@@ -197,8 +197,8 @@ class GenerationParameters(Strict):
     )
     mask: ImageSource | None = Field(
         None,
-        description="of `init_image`, of its size: white is repainted, black keeps its pixels, "
-        "grey mixes both; null: everything is repainted",
+        description="of `init_image`, or else of `reference`, of its size: white is repainted, "
+        "black keeps its pixels, grey mixes both; null: everything is repainted",
     )
     points: Drags | None = Field(None, description="`drag`: a correspondence control of these")
     boxes: BoxPairs | None = Field(

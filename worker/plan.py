@@ -44,10 +44,10 @@ class SampleItem:
         variance_noise: (steps, channels, h, w) DDIM's noise for eta > 0.
         init: (channels, h, w) clean latents of the picture that the item starts from, noised to
             the plan's first step; None: it starts from noise alone.
-        repaint: (1, h, w) where that picture is repainted; elsewhere its latents come back after
-            every step. None: everywhere.
-        twin: (steps + 1, channels, h, w) the latents of its reference, which the rule ``adamw``
-            counts into the range of the item's own (REFERENCE 2.5).
+        repaint: (1, h, w) where that picture, or without one the twin, is repainted; elsewhere its
+            latents come back after every step. None: everywhere.
+        twin: (steps + 1, channels, h, w) the latents of its reference. The rule ``adamw`` counts
+            them into the range of the item's own (REFERENCE 2.5).
     """
 
     prompt: str

@@ -22,7 +22,7 @@ from worker.animation import check_format
 from worker.controls import Canvas, LoadImage, RelativeControl
 from worker.faces import FaceDetector, largest_face
 from worker.guidance import ReadoutTarget
-from worker.init_image import Beginning, beginning
+from worker.init_image import Beginning, init_image, mask_of
 from worker.models import LoadedAdapter, LoadedHead
 from worker.reference import Trajectory, TrajectoryReadouts
 from worker.references import POOR_PSNR_DB, Noise, References, guided_or_last
@@ -39,7 +39,7 @@ class Prepared:
         boxes: of each picture, the faces that its identity controls compare, by position.
         references: what provided its trajectories.
         reference: the trajectory of its reference.
-        beginning: its init image.
+        beginning: its init image, or the reference that its mask lies on.
         items: one a picture.
     """
 
@@ -71,7 +71,8 @@ class Prepared:
             else canvas.relative(head, _drafted(control), unread)
             for control, head in pairs
         ]
-        self.beginning: Beginning | None = beginning(request, model, load_image)
+        mask = mask_of(request, model, load_image)
+        self.beginning: Beginning | None = init_image(request, mask, model, load_image)
         self.adapters = tuple(
             canvas.adapter(adapter, asked, load_image)
             for adapter, asked in zip(adapters, request.adapters, strict=True)
@@ -83,6 +84,8 @@ class Prepared:
                 [head for _, head in compared],
                 self._steps([control for control, _ in compared]),
             )
+            if mask is not None and self.beginning is None:
+                self.beginning = references.kept(request.reference, self.reference, mask)
         self.items = self._items()
 
     @property

@@ -115,7 +115,7 @@ def embedded_parameters(
         mode="json",
         exclude={
             *("num_images", "num_candidates", "keep", "controls", "output", "reference"),
-            *("adapters", "init_image"),
+            *("adapters", "init_image", "mask"),
         },
     )
     controls = [_without_keys(control) for control in request.controls]
@@ -125,17 +125,16 @@ def embedded_parameters(
         parameters["reference"] = _without_keys(request.reference)
     if request.init_image is not None:
         parameters["init_image"] = _without_keys(request.init_image)
+    if request.mask is not None:
+        parameters["mask_sha256"] = request.mask.sha256
     return parameters | {"seed": seed, "controls": controls, "versions": versions}
 
 
 def _without_keys(part: Control | Adapter | Reference | InitImage) -> dict[str, Any]:
     """A part of a request with the hashes of its images in the place of where they are stored."""
-    fields = part.model_dump(mode="json", exclude={"image", "mask", "origin"}, exclude_none=True)
-    for name in ("image", "mask"):
-        image = getattr(part, name, None)
-        if image is not None:
-            fields[f"{name}_sha256"] = image.sha256
-    return fields
+    fields = part.model_dump(mode="json", exclude={"image", "origin"}, exclude_none=True)
+    image = getattr(part, "image", None)
+    return fields if image is None else fields | {"image_sha256": image.sha256}
 
 
 def readout_names(controls: Sequence[Control]) -> list[str]:

@@ -19,7 +19,7 @@ from heads_registry.base_model import BaseModel, Latents, Pixels
 from jobs.request import InvertedReference, SampledReference
 from worker.controls import LoadImage
 from worker.images import to_images
-from worker.init_image import Beginning, picture_of, pixels_of
+from worker.init_image import Beginning, Mask, picture_of, pixels_of
 from worker.models import LoadedHead
 from worker.passes import branches_of
 from worker.plan import SampleItem, SamplingPlan
@@ -132,6 +132,17 @@ class References:
         [image] = to_images(pixels)
         return image
 
+    def kept(
+        self,
+        reference: SampledReference | InvertedReference,
+        trajectory: Trajectory,
+        mask: Mask,
+    ) -> Beginning:
+        """A reference as what pictures keep where a mask is black: its way and what it shows."""
+        facts = {"reference": _asked(reference), "mask": mask.facts}
+        picture = self.picture(reference, trajectory)
+        return Beginning(picture, mask, facts, trajectory=trajectory.latents)
+
     def _count(self) -> None:
         self.on_pass()
         self.forwards += 1
@@ -151,7 +162,12 @@ class References:
         seed = 0 if inverted else reference.seed
         item = SampleItem(reference.prompt, reference.negative_prompt, seed)
         if beginning is not None:
-            item = replace(item, init=beginning.latents, repaint=beginning.repaint)
+            item = replace(
+                item,
+                init=beginning.latents,
+                repaint=beginning.repaint,
+                twin=beginning.trajectory,
+            )
         return item, plan
 
     def _facts(

@@ -2,7 +2,8 @@
 
 The start and the replacement are those of diffusers' image-to-image and inpainting pipelines, for
 U-Nets that are not told the mask (SDEdit, Meng et al. 2022; the replacement, Lugmayr et al. 2022,
-eq. 8).
+eq. 8). Of a reference its own trajectory is kept, which ends in what it shows; nothing of it is
+noised anew.
 """
 
 from __future__ import annotations
@@ -35,20 +36,28 @@ class Start:
         self._clean = torch.zeros_like(noise)
         self._repaint: Bool[Tensor, "items 1 h w"] | None = None
         self.latents = noise.clone()
-        masked = any(item.repaint is not None for item in items)
-        if masked:
-            shape = (len(items), 1, *noise.shape[2:])
-            self._repaint = torch.ones(shape, dtype=torch.bool, device=noise.device)
+        everywhere = torch.ones(1, *noise.shape[2:], dtype=torch.bool, device=noise.device)
+        if any(item.repaint is not None for item in items):
+            self._repaint = torch.stack([
+                everywhere if item.repaint is None else item.repaint.to(noise.device)
+                for item in items
+            ])  # fmt: skip
         for row, item in enumerate(items):
             if item.start is not None:
                 self.latents[row] = item.start.to(noise)
             if item.init is None:
                 continue
             self._clean[row] = item.init.to(noise)
-            if item.repaint is not None and self._repaint is not None:
-                self._repaint[row] = item.repaint.to(noise.device)
             if item.repaint is None or first_step > 0:
                 self.latents[row] = self._noised(first_step)[row]
+        self._twins = {
+            row: item.twin
+            for row, item in enumerate(items)
+            if item.repaint is not None and item.init is None and item.twin is not None
+        }
+        for row, twin in self._twins.items():
+            kept = twin[first_step].to(noise)
+            self.latents[row] = torch.where(self._repaint[row], self.latents[row], kept)
 
     def _noised(self, step_index: int) -> Latents:
         """The clean latents at the noise level that enters a step: √ᾱ x₀ + √(1-ᾱ) z."""
@@ -56,11 +65,13 @@ class Start:
         return alpha.sqrt() * self._clean + (1 - alpha).sqrt() * self._noise
 
     def keep(self, latents: Latents, step_index: int) -> Latents:
-        """Latents that step `step_index` led to, outside each mask those of the noised picture."""
+        """Latents that step `step_index` led to, outside each mask those of what is kept."""
         if self._repaint is None:
             return latents
-        is_last = step_index + 1 == len(self._schedule)
-        kept = self._clean if is_last else self._noised(step_index + 1)
+        state = step_index + 1
+        kept = self._clean.clone() if state == len(self._schedule) else self._noised(state)
+        for row, twin in self._twins.items():
+            kept[row] = twin[state].to(kept)
         return torch.where(self._repaint, latents, kept)
 
     def within(self, update: Latents) -> Latents:

@@ -44,6 +44,8 @@ def test_controls_and_adapters_are_uploaded(tmp_path: Path) -> None:
         "controls": [{"type": "spatial", "head": "pose", "image": image, "weight": 0.8}],
         "adapters": [{"model": "pose-net", "image": image, "scale": 0.5}],
     }
+    masked = Job("a", "", tmp_path, reference=f"gen_{'0' * 24}", mask=tmp_path / "pose.png")
+    assert build_request(masked, client)["mask"] == image
     with pytest.raises(BadArgument, match="write ADAPTER=IMAGE"):
         build_request(Job("a", "", tmp_path, adapters=("pose.png",)), client)
 

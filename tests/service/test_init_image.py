@@ -70,13 +70,38 @@ def test_any_control_goes_with_it_and_so_does_a_drag_of_the_seed(client: httpx.C
     effective(client, drag(init_image=INLINE, start="seed"))
 
 
+def test_a_mask_alone_lies_on_the_reference(client: httpx.Client, records: RecordStore) -> None:
+    created = create(client, drag(mask=INLINE))
+    request = records.get(created["id"]).request
+    assert request.mask is not None
+    assert (request.init_image, request.start, request.first_step) == (None, "reference", 0)
+    assert created["request"]["mask"] == {"upload_id": request.mask.upload_id, "base64": None}
+    made = finish(records, create(client, {"model": "whole", "prompt": "a"}))
+    for asked in (
+        drag(reference=OTHER_SIZE, mask=OTHER_SIZE),  # fitted as its reference is
+        drag(reference={"generation": made}, mask=INLINE),
+        edit(init_image=..., reference=SEEDED, mask=INLINE, num_images=2),
+        {"model": "whole", "prompt": "a", "reference": SEEDED, "mask": INLINE, "start": "seed"},
+    ):
+        effective(client, asked)
+    init = drag(init_image=OTHER_SIZE, start="seed", mask=OTHER_SIZE)
+    effective(client, init)  # where there are both it is the init image's
+
+
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
-    ("a mask alone", edit(init_image=..., mask=INLINE), "#/mask", "no init_image"),
+    ("a mask alone", edit(init_image=..., mask=INLINE), "#/mask", "no init_image or reference"),
     ("strength alone", edit(init_image=..., strength=0.5), "#/strength", "no init_image"),
     ("no strength", edit(strength=0), "#/strength", "greater than 0"),
     ("too much strength", edit(strength=1.1), "#/strength", "less than or equal to 1"),
     ("strength of no step", edit(strength=0.09), "#/strength", "give at least 0.1"),
     ("a mask of another size", edit(mask=OTHER_SIZE), "#/mask", "64 by 32 px"),
+    ("a mask of another size than the drag", drag(mask=OTHER_SIZE), "#/mask", "the reference 64"),
+    (
+        "a mask of another size than the photo",
+        drag(reference=INLINE, mask=OTHER_SIZE),
+        "#/mask",
+        "the reference 64 by 64",
+    ),
     ("a mask from two sources", edit(mask=INLINE | {"upload_id": "u"}), "#/mask", "exactly one"),
     ("two init images", edit(init_image=INLINE | {"upload_id": "u"}), "#/init_image", "one of"),
     ("no init image", edit(init_image={}), "#/init_image", "exactly one of"),

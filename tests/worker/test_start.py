@@ -21,7 +21,7 @@ from jobs.controls import first_step
 from tests.parity.cases import load_model, one_thread
 from tests.worker.test_sampler import Tiny, exact, tiny  # noqa: F401 (fixtures)
 from worker.plan import SampleItem, SamplingPlan
-from worker.sampler import sample
+from worker.sampler import Run, sample
 
 STEPS = 7
 SHAPE = (4, 8, 8)
@@ -142,6 +142,20 @@ def test_guidance_works_inside_the_mask_and_touches_nothing_outside(
     assert guided.distances[0][0] < plain.distances[0][0]
 
 
+@pytest.mark.parametrize("form", ["one_pass", "two_pass"])
+def test_outside_a_mask_a_reference_goes_its_own_way(tiny: Tiny, form: str) -> None:  # noqa: F811
+    asked = SamplingPlan(32, 32, 4, guidance_scale=3.0, form=form, eta=1.0)
+    twin = torch.stack([latents(10 + state) for state in range(5)])
+    item = inpainting(tiny, init=None, repaint=square(), twin=twin, seed=4)
+    outside = ~square().expand(SHAPE)
+    run = Run(tiny.model, [item], asked)
+    for state in range(5):
+        assert torch.equal(run.latents[0][outside], twin[state][outside])
+        assert not torch.isclose(run.latents[0][~outside], twin[state][~outside]).any()
+        if state < 4:
+            run._step(state, observe=False)
+
+
 def test_strength_one_is_text_to_image_but_for_what_the_schedule_leaves(
     tiny: Tiny,  # noqa: F811
 ) -> None:
@@ -185,6 +199,7 @@ def test_a_start_is_its_item_s_own(exact: Tiny, form: str) -> None:  # noqa: F81
         inpainting(exact),
         inpainting(exact, init=latents(2), repaint=square(), seed=4),
         inpainting(exact, init=latents(5), targets=(), seed=5),
+        inpainting(exact, init=None, twin=torch.stack([latents(6)] * 7), repaint=square(), seed=6),
     ]
     together = sample(exact.model, items, asked).latents
     for row, item in enumerate(items):
