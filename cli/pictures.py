@@ -97,6 +97,10 @@ def drag(
     ] = None,
     control: ControlOption = None,
     keypoints: KeypointsOption = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A picture each, with the drag's weight times 0.5,1,2, say."),
+    ] = None,
     animate: Annotated[
         int | None, typer.Option(min=2, help="So many frames on the way, as an animation.")
     ] = None,
@@ -112,7 +116,7 @@ def drag(
     api_key: KeyOption = None,
 ) -> None:
     """Move what is at some points of a picture to others, through a running service."""
-    from client.edit import animation_of, points_of
+    from client.edit import animation_of, points_of, weights_of
     from client.generate import Job
 
     def job() -> Job:
@@ -120,6 +124,7 @@ def drag(
             "task": "drag",
             "points": points_of(point),
             "unit": "px" if px else None,
+            "weight_sweep": weights_of(weights),
             "output": animation_of(animate, media, fps),
             "model": model,
             "num_inference_steps": steps,

@@ -67,24 +67,27 @@ def make_cases(client: ReadoutClient, model: dict[str, Any], user_seed: int) -> 
 def _drag(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
     """The lower arm of a picture that the model has never seen is turned up around its shoulder, or
     down where it is up; the prompt says nothing of poses."""
-    return _dragged(client, seed, size)[0]
+    case, _, _ = _dragged(client, seed, size)
+    return case
 
 
 def _drag_with_pose(client: ReadoutClient, model: dict[str, Any], seed: int, size: int) -> Case:
-    """The same; the pose head is shown where all key points are to be."""
-    case, moved = _dragged(client, seed, size)
+    """The same; the pose head is shown where all key points are to be, and only the arm may
+    change."""
+    case, moved, mask = _dragged(client, seed, size)
     (drag,) = case.requests
+    drag |= {"mask": _sent(client, mask, "mask.png")}
     pose = {"type": "spatial", "head": "pose", "keypoints": openpose_file(moved, size)}
     weight = float(model["parameters"]["controls[].weight"]["default"])
     requests = [
         drag | {"weight_sweep": [factor], "controls": [pose | {"weight": weight * factor}]}
         for factor in FACTORS
     ]
-    return replace(case, task="drag with pose", requests=tuple(requests))
+    return replace(case, task="drag with pose and mask", requests=tuple(requests))
 
 
-def _dragged(client: ReadoutClient, seed: int, size: int) -> tuple[Case, np.ndarray]:
-    """The drag of points, and where all key points are to be."""
+def _dragged(client: ReadoutClient, seed: int, size: int) -> tuple[Case, np.ndarray, Image.Image]:
+    """The drag of points, where all key points are to be, and the arm painted white."""
     scene, rendered = _scene(seed, size)
     points = rendered.keypoints[0, :, :2]
     arm = max(ARMS, key=lambda arm: float(points[arm[-1]][1]))
@@ -108,7 +111,20 @@ def _dragged(client: ReadoutClient, seed: int, size: int) -> tuple[Case, np.ndar
     }
     note = f"scene {seed}"
     given = _with_arrow(rendered.rgb, start, end)
-    return Case("drag", prompt, note, given, (request,)), moved
+    mask = _painted([points[list(arm)], moved[0, arm, :2], np.array([start, end])], size)
+    return Case("drag", prompt, note, given, (request,)), moved, mask
+
+
+def _painted(lines: Sequence[np.ndarray], size: int) -> Image.Image:
+    """White around lines through points (x, y), black elsewhere."""
+    mask = Image.new("L", (size, size))
+    draw, width = ImageDraw.Draw(mask), size / 5
+    for line in lines:
+        corners = [(float(x), float(y)) for x, y in line]
+        draw.line(corners, 255, round(width))
+        for corner in corners:
+            draw.circle(corner, width / 2, 255)
+    return mask
 
 
 def _appearance(client: ReadoutClient, _model: dict[str, Any], seed: int, size: int) -> Case:
@@ -190,9 +206,13 @@ def _scene(seed: int, size: int, portrait: bool = False) -> tuple[Scene, Render]
 
 
 def _uploaded(client: ReadoutClient, rendered: Render) -> Request:
+    return _sent(client, Image.fromarray(rendered.rgb), "reference.png")
+
+
+def _sent(client: ReadoutClient, image: Image.Image, name: str) -> Request:
     buffer = io.BytesIO()
-    Image.fromarray(rendered.rgb).save(buffer, "PNG")
-    return {"upload_id": client.upload(buffer.getvalue(), "reference.png")["id"]}
+    image.save(buffer, "PNG")
+    return {"upload_id": client.upload(buffer.getvalue(), name)["id"]}
 
 
 def _with_arrow(rgb: np.ndarray, start: np.ndarray, end: np.ndarray) -> Image.Image:

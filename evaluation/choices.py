@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.preserve import Portraits, Variations
 from evaluation.tasks import (
     DRAG_POSE,
+    MASKED,
     Row,
     appearance_row,
     bench_of,
@@ -81,6 +82,14 @@ DRAG_CHOICES: dict[str, dict[str, Any]] = (
     | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 0.5, "span": [0.3, 0.9]})
     | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 1.0, "span": [0.3, 0.9]})
 )
+MASKED_CHOICES: dict[str, dict[str, Any]] = (
+    _drag(0.25, 0.25, (0.3, 0.9))
+    | _drag(0.5, 0.5, (0.3, 0.9))
+    | _drag(0.25, 0.25, (0.3, 0.9), pose=DRAG_POSE | {"span": [0.3, 0.9]})
+    | _drag(0.25, 0.25, (0.3, 0.9), pose={"weight": 0.5, "span": [0.3, 0.9]})
+    | _drag(0.5, 0.5, (0.3, 0.9), pose={"weight": 0.5, "span": [0.3, 0.9]})
+    | _drag(1.0, 1.0, (0.3, 0.9), pose={"weight": 1.0, "span": [0.3, 0.9]})
+)
 APPEARANCE_CHOICES: dict[str, dict[str, Any]] = (
     _grid((0.125, 0.25, 0.5, 1.0), [(0.05, 0.5)])
     | _grid((0.25, 0.5, 1.0), [(0.3, 0.9)])
@@ -103,6 +112,17 @@ def choose_drag(count: int) -> list[Row]:
         {"choice": name, **drag_row(bench.dragged(bench.drags(cases, name, **changes), cases))}
         for name, changes in DRAG_CHOICES.items()
     ]
+
+
+def choose_masked_drag(count: int) -> list[Row]:
+    """Weights of drags within a mask, on validation scenes; twice as many as for the defaults."""
+    bench, _ = bench_of(count)
+    cases = bench.cases.generated(VALIDATION, 2 * bench.choosing)
+    rows: list[Row] = []
+    for name, changes in MASKED_CHOICES.items():
+        pictures = bench.drags(cases, name, **MASKED, **changes)
+        rows.append({"choice": name, **drag_row(bench.dragged(pictures, cases))})
+    return rows
 
 
 def choose_raw(count: int) -> list[Row]:
@@ -146,6 +166,10 @@ def choose_identity(count: int) -> list[Row]:
 
 PARTS = {
     "choose_drag": ("How the drag defaults were chosen (validation)", choose_drag),
+    "choose_masked_drag": (
+        "How the weights within a mask were chosen (validation)",
+        choose_masked_drag,
+    ),
     "choose_raw": ("How the raw features were chosen (validation)", choose_raw),
     "choose_appearance": (
         "How the appearance defaults were chosen (validation)",

@@ -120,10 +120,15 @@ class Case:
         """Where the point is."""
         return self.points[self.joint.index]
 
+    @property
+    def pivot(self) -> Float[Tensor, " 2"]:
+        """What it turns around."""
+        return self.points[list(self.joint.pivots)].mean(dim=0)
+
     def wanted(self) -> Float[Tensor, "18 2"]:
         """Where the key points are to be: the dragged one at its target, those that it carries
         turned with it, the others where they are."""
-        pivot = self.points[list(self.joint.pivots)].mean(dim=0)
+        pivot = self.pivot
         before, after = self.source - pivot, self.target - pivot
         crossed = before[0] * after[1] - before[1] * after[0]
         degrees = math.degrees(math.atan2(float(crossed), float(before @ after)))
@@ -177,13 +182,27 @@ def choose_drag(
 
 def limb_mask(case: Case) -> Bool[Tensor, "size size"]:
     """Where a drag may change the picture: around the lines between pivot, source and target."""
-    size = case.picture.shape[-1]
+    pivot = case.pivot
+    lines = [(pivot, case.source), (pivot, case.target), (case.source, case.target)]
+    return _around(lines, case.picture.shape[-1])
+
+
+def painted(case: Case) -> Bool[Tensor, "size size"]:
+    """What a user paints white for a drag: the limb where it is and where it is to be, with the
+    joints between."""
+    lines = []
+    for points in (case.points, case.wanted()):
+        for index in case.joint.carried:
+            lines += [(case.pivot, points[index]), (points[index], points[case.joint.index])]
+    return limb_mask(case) | _around(lines, case.picture.shape[-1])
+
+
+def _around(lines: Sequence[tuple[Tensor, Tensor]], size: int) -> Bool[Tensor, "size size"]:
+    """The pixels within `LIMB` of lines between two points (x, y) each."""
     centres = (torch.arange(size) + 0.5) / size
     places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1)
-    pivot = case.points[list(case.joint.pivots)].mean(dim=0)
-    corners = (pivot, case.source, case.target)
     mask = torch.zeros(size, size, dtype=torch.bool)
-    for start, end in ((corners[0], corners[1]), (corners[0], corners[2]), corners[1:]):
+    for start, end in lines:
         along = end - start
         share = ((places - start) @ along / along.square().sum().clamp(min=1e-9)).clamp(0, 1)
         nearest = start + share[..., None] * along

@@ -69,7 +69,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "choose_appearance": ("appearance",),
     "choose_identity": ("appearance", "identity"),
     "second_drag": DRAG,
-} | dict.fromkeys(("drag", "drag_real", "choose_drag"), (*DRAG, "pose"))
+} | dict.fromkeys(("drag", "drag_real", "choose_drag", "choose_masked_drag"), (*DRAG, "pose"))
 """part → heads that it depends on, beside the base model; of the others, pose alone."""
 
 UNJUDGED = (*heads.PARTS, "readouts", "training_cost")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from evaluation.attributes import FACE_SIZE, FACES, PEOPLE, FaceFinder, stacked
-from evaluation.drag import Case, CaseMaker, DragScorer
+from evaluation.drag import Case, CaseMaker, DragScorer, painted
 from evaluation.edits import EditStudio
 from evaluation.measures import Pictures
 from evaluation.preserve import AppearanceScorer, IdentityScorer, Portraits, Variations, slopes
@@ -37,6 +37,9 @@ RAW_TAPS = (2, 4, 5, 7, 8, 11)
 RAW_WEIGHTS = (0.25, 0.125, 0.5, 1.0)
 DRAG_POSE = {"weight": 0.25}
 """Of the pose control in a drag of labelled key points; its span is the drag's."""
+MASKED: dict[str, Any] = {"within_mask": True}
+MASKED_POSE = MASKED | {"weight": 0.5, "pose": {"weight": 0.5}}
+"""Within a mask, where all that moves may, by `choose_masked_drag`."""
 SHOWN = 8
 """Pictures of a contact sheet's row."""
 
@@ -74,10 +77,19 @@ class Bench:
         return self.identity.find
 
     def drags(
-        self, cases: list[Case], label: str, raw_tap: int | None = None, **changes: Any
+        self,
+        cases: list[Case],
+        label: str,
+        raw_tap: int | None = None,
+        within_mask: bool = False,
+        **changes: Any,
     ) -> Pictures:
-        """Of cases that are dragged as `Case.asked` is told."""
+        """Of cases that are dragged as `Case.asked` is told, maybe where a user paints white."""
         asked = [case.asked(**changes) for case in cases]
+        if within_mask:
+            masks = [painted(case).float().expand(3, -1, -1) for case in cases]
+            uploads = [{"upload_id": self.studio.upload(mask)} for mask in masks]
+            asked = [one | {"mask": mask} for one, mask in zip(asked, uploads, strict=True)]
         return self.studio.pictures(asked, label, raw_tap).pictures
 
     def raw_drags(self, cases: list[Case], label: str, tap: int, weight: float) -> Pictures:
@@ -124,9 +136,11 @@ def drag(count: int) -> list[Row]:
     counts as well, as the wrong limb may come. Change of the pixels away from the limb, of 255;
     agreement of shirt, trousers, skin, hair and hat with the picture before, by a recogniser
     trained on clean renders; the judge's mean confidence in all key points. Raw features: the same
-    objectives and span on one tap of the U-Net; tap and weight chosen on validation. The last row
-    has a third control beside the two: the pose head's, shown all key points where they are and the
-    dragged one, with what it carries, where it is to be."""
+    objectives and span on one tap of the U-Net; tap and weight chosen on validation. The pose head
+    is a third control beside the two, shown all key points where they are and the dragged one, with
+    what it carries, where it is to be. Within a mask: white lies within a tenth of the picture of
+    the limb where it is, where it is to be, and between; with the pose head all three weights are
+    0.5 there, without it the task's."""
     bench, wanted = bench_of(count)
     cases = bench.cases.generated(TEST, wanted)
     before = torch.stack([case.picture for case in cases])
@@ -159,6 +173,10 @@ def _drag_rows(
         ),
         "heads": bench.drags(cases, "heads"),
         "heads, and the pose head": bench.drags(cases, "heads and pose", pose=DRAG_POSE),
+        "heads, within a mask": bench.drags(cases, "within a mask", **MASKED),
+        "heads, and the pose head, within a mask": bench.drags(
+            cases, "heads and pose, within a mask", **MASKED_POSE
+        ),
     }
     _drag_sheet(cases, list(pictures.values()), sheet)
     scores = {label: bench.dragged(made, cases) for label, made in pictures.items()}
@@ -169,6 +187,7 @@ def _drag_rows(
             **drag_row(found),
             "÷ no guidance": _paired(mean_ratio, found, plain),
             "÷ no guidance, sides as before": _paired(mean_ratio, found, plain, "sides"),
+            "÷ no guidance, either side": _paired(mean_ratio, found, plain, "either"),
             "- raw features": _paired(mean_difference, found, raw),
         }
         for label, found in scores.items()

@@ -94,7 +94,10 @@ class Prepared:
 
         The passes are 0 where all was in the cache; nothing is said where there is no reference.
         """
-        if all(isinstance(control, SpatialControl) for control in self.request.controls):
+        request = self.request
+        if request.reference is None and all(
+            isinstance(control, SpatialControl) for control in request.controls
+        ):
             return {}
         found = {f"reference_from_{place}": float(n) for place, n in self.references.found.items()}
         return {"reference_forwards": float(self.references.forwards)} | found

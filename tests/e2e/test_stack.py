@@ -200,7 +200,7 @@ def test_the_demo_leaves_its_contact_sheet(environment: dict[str, str], tmp_path
         assert {name: guided[name] for name in same} == {name: unguided[name] for name in same}
         assert (out / row["guided"]["images"][0]["readout"]).exists()
     assert size_of(out / "contact-sheet.png")[0] > 900
-    tasks = ["spatial", "drag", "drag with pose", "appearance", "identity"]
+    tasks = ["spatial", "drag", "drag with pose and mask", "appearance", "identity"]
     assert [row["task"] for row in report["tasks"]] == tasks
     assert [len(one["request"]["controls"]) for one in report["tasks"][0]["generations"]] == [
         0,

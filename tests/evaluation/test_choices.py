@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.choices import APPEARANCE_CHOICES, DRAG_CHOICES, IDENTITY_CHOICES
+from evaluation.choices import (
+    APPEARANCE_CHOICES,
+    DRAG_CHOICES,
+    IDENTITY_CHOICES,
+    MASKED_CHOICES,
+)
 from evaluation.drag import JOINTS, Case
 from evaluation.edits import EditStudio
 from evaluation.preserve import Portraits, Variations
@@ -43,7 +48,7 @@ def studio(tiny_registry_copy: Path, tmp_path: Path) -> EditStudio:
 @pytest.mark.parametrize(
     ("ask", "choices", "kinds"),
     [
-        (drag, DRAG_CHOICES, ("appearance", "correspondence")),
+        (drag, DRAG_CHOICES | MASKED_CHOICES, ("appearance", "correspondence")),
         (appearance, APPEARANCE_CHOICES, ("appearance",)),
         (identity, IDENTITY_CHOICES, ("identity", "appearance")),
     ],

@@ -16,6 +16,7 @@ from evaluation.drag import (
     choose_drag,
     limb_mask,
     others_moved,
+    painted,
     sides_as_before,
     turned,
 )
@@ -78,6 +79,11 @@ def test_a_drags_skeleton_moves_the_dragged_point_and_what_it_carries_alone() ->
     wanted = case.wanted()
     torch.testing.assert_close(wanted[4], case.target)
     torch.testing.assert_close(wanted[3], torch.tensor([0.4, 0.3]))
+    white = painted(case)
+    for x, y in (case.source, case.target, points[3], wanted[3], case.pivot):
+        assert white[int(64 * y), int(64 * x)]
+    assert not white[60, 32]
+    assert white[limb_mask(case)].all()
     assert (wanted != points).any(dim=1).nonzero()[:, 0].tolist() == [3, 4]
     (person,) = case.skeleton()["people"]
     assert person["pose_keypoints_2d"][9:12] == pytest.approx([0.4 * 512, 0.3 * 512, 1])

@@ -232,6 +232,7 @@ def test_within_a_mask_a_reference_is_the_same_without_guidance(fresh: ModelCach
 def test_seeds_repaint_a_reference_within_a_mask(fresh: ModelCache) -> None:
     other = kept(controls=(), start="seed", seed=8, num_images=2, update_rule="rms")
     (execution,) = run(fresh, other)
+    assert execution.timings["reference_forwards"] == 5
     outside = np.array(masked()) == 0
     first, second = pixels(execution), pixels(execution, 1)
     assert np.array_equal(first[outside], second[outside])
