@@ -6,9 +6,9 @@ unknown fields, so that nothing is silently ignored on either side.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.controls import (
     MAX_SEED,
@@ -129,6 +129,16 @@ class GenerationRequest(Frozen):
         None, description="the k-th picture has the first seed and its weights times the k-th"
     )
     output: OutputOptions = OutputOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_mask(cls, stored: Any) -> Any:
+        """Requests that were stored before masks went with references have it in the init image."""
+        init = stored.get("init_image") if isinstance(stored, dict) else None
+        if isinstance(init, dict) and "mask" in init:
+            others = {name: value for name, value in init.items() if name != "mask"}
+            return stored | {"init_image": others, "mask": init["mask"]}
+        return stored
 
     @property
     def first_step(self) -> int:

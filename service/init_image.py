@@ -95,13 +95,11 @@ def take_mask(
         return None
     mask = take_image(asked.mask, "#/mask")
     name = "reference" if init is None else "init_image"
-    under = init or reference
+    under, images = init or reference, [mask]
     if isinstance(under, InitImage | InvertedReference):
-        is_known = bool(under.image.key)
         size = (under.image.width, under.image.height)
-    else:
-        is_known = True
-    is_known = is_known and bool(mask.key)  # an estimate keeps no images
+        images.append(under.image)
+    is_known = all(image.key for image in images)  # an estimate keeps no images
     if is_known and (mask.width, mask.height) != size:
         raise InvalidRequest.at(
             "#/mask",

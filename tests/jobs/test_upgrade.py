@@ -25,6 +25,19 @@ def test_requests_of_earlier_versions_are_read_as_they_were_meant(path: Path) ->
     assert {name: read[name] for name in written} == written
 
 
+def test_a_mask_in_an_init_image_is_read_as_the_request_s() -> None:
+    image = {"upload_id": "u", "key": "k", "sha256": "s", "width": 8, "height": 8}
+    written = a_request(init_image={"image": image, "strength": 0.5}).model_dump(mode="json")
+    assert written.pop("mask") is None
+    written["init_image"]["mask"] = None
+    assert GenerationRequest.model_validate_json(json.dumps(written)).mask is None
+    written["init_image"]["mask"] = image | {"key": "mask"}
+    read = GenerationRequest.model_validate_json(json.dumps(written))
+    assert read.mask is not None
+    assert read.init_image is not None
+    assert (read.mask.key, read.init_image.image.key) == ("mask", "k")
+
+
 def test_a_worker_that_does_not_know_a_field_costs_an_attempt_and_loses_nothing(
     records: RecordStore, reconciler: Reconciler, client: redis.Redis, core_settings: CoreSettings
 ) -> None:
