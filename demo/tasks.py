@@ -76,7 +76,7 @@ def _drag_with_pose(client: ReadoutClient, model: dict[str, Any], seed: int, siz
     change."""
     case, moved, mask = _dragged(client, seed, size)
     (drag,) = case.requests
-    drag |= {"mask": _sent(client, mask, "mask.png")}
+    drag = drag | {"mask": _sent(client, mask, "mask.png")}
     pose = {"type": "spatial", "head": "pose", "keypoints": openpose_file(moved, size)}
     weight = float(model["parameters"]["controls[].weight"]["default"])
     requests = [

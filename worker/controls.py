@@ -180,15 +180,10 @@ class Canvas:
         h, w = self.grid
         return y * h - 0.5, x * w - 0.5
 
-    def _cell(self, x: float, y: float) -> Cell:
-        """The cell of a point, (y, x); one that rounding puts at 1 lies in the last."""
-        h, w = self.grid
-        return min(int(y * h), h - 1), min(int(x * w), w - 1)
-
     def _box(self, box: Box) -> GridBox:
         """Cells that a box touches: at least one, whatever rounding says of a thin one."""
         h, w = self.grid
-        top, left = self._cell(box.x0, box.y0)
+        top, left = cell_of(box.x0, box.y0, self.grid)
         right, bottom = math.ceil(box.x1 * w), math.ceil(box.y1 * h)
         return left, top, max(right, left + 1), max(bottom, top + 1)
 
@@ -205,6 +200,12 @@ class Canvas:
     def _update_scale(self, head: LoadedHead) -> float:
         assert self.model.manifest is not None
         return head.manifest.update_scale or self.model.manifest.update_scale
+
+
+def cell_of(x: float, y: float, grid: tuple[int, int]) -> Cell:
+    """The cell (y, x) of a point on a grid (h, w); what rounding puts at 1 lies in the last."""
+    h, w = grid
+    return min(int(y * h), h - 1), min(int(x * w), w - 1)
 
 
 def control_image(

@@ -22,7 +22,7 @@ from torch import Tensor
 from heads_registry.base_model import BaseModel, Pixels
 from heads_registry.targets import Fit, fit_image
 from jobs.request import CorrespondenceControl, GenerationRequest, InvertedReference
-from worker.controls import LoadImage
+from worker.controls import LoadImage, cell_of
 
 HALF_WHITE = 128
 """Where diffusers' inpainting puts the border between black and white too."""
@@ -142,8 +142,8 @@ def _check_drags(request: GenerationRequest, repaint: Bool[Tensor, "1 h w"]) -> 
     for control in request.controls:
         points = control.points if isinstance(control, CorrespondenceControl) else ()
         for index, drag in enumerate(points):
-            end = drag.destination
-            if not repaint[0, min(int(end.y * h), h - 1), min(int(end.x * w), w - 1)]:
+            y, x = cell_of(drag.destination.x, drag.destination.y, (h, w))
+            if not repaint[0, y, x]:
                 raise InvalidMask(
                     f"pair {index} of the points ends where the mask is black, so nothing can come "
                     "there; paint white where it begins, where it ends and what goes with it"

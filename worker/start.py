@@ -50,14 +50,16 @@ class Start:
             self._clean[row] = item.init.to(noise)
             if item.repaint is None or first_step > 0:
                 self.latents[row] = self._noised(first_step)[row]
-        self._twins = {
+        twins = {
             row: item.twin
             for row, item in enumerate(items)
             if item.repaint is not None and item.init is None and item.twin is not None
         }
+        here = {id(twin): twin for twin in twins.values()}  # frames of an animation share one
+        here = {key: twin.to(noise) for key, twin in here.items()}
+        self._twins = {row: here[id(twin)] for row, twin in twins.items()}
         for row, twin in self._twins.items():
-            kept = twin[first_step].to(noise)
-            self.latents[row] = torch.where(self._repaint[row], self.latents[row], kept)
+            self.latents[row] = torch.where(self._repaint[row], self.latents[row], twin[first_step])
 
     def _noised(self, step_index: int) -> Latents:
         """The clean latents at the noise level that enters a step: √ᾱ x₀ + √(1-ᾱ) z."""
@@ -71,7 +73,7 @@ class Start:
         state = step_index + 1
         kept = self._clean.clone() if state == len(self._schedule) else self._noised(state)
         for row, twin in self._twins.items():
-            kept[row] = twin[state].to(kept)
+            kept[row] = twin[state]
         return torch.where(self._repaint, latents, kept)
 
     def within(self, update: Latents) -> Latents:
