@@ -36,6 +36,9 @@ MARGIN, SHORTEST, LONGEST = 0.05, 0.1, 0.4
 """Of a drag, as fractions of the picture: distance from its edge, and length."""
 LIMB = 0.1
 """Half the width of what a drag may change, as a fraction of the picture."""
+APART = 0.1
+"""How far from the other wrist or ankle a drag ends at least, as a fraction of the picture: two at
+one place cannot be told apart, by the judge or by anybody, and either would be there unmoved."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +169,19 @@ def turned(point: Tensor, pivot: Tensor, degrees: float) -> Tensor:
 def choose_drag(
     seed: int, points: Float[Tensor, "18 2"], sure: Bool[Tensor, " 18"]
 ) -> tuple[Joint, Tensor] | None:
-    """A joint that is surely seen and a place for it inside the picture; None: there is none."""
+    """A joint that is surely seen and a place for it, inside the picture and `APART` from its like
+    on the other side; None: there is none."""
     rng = stream(seed, "drag")
     for joint in rng.sample(JOINTS, len(JOINTS)):
         pivot = points[list(joint.pivots)].mean(dim=0)
+        like = OTHER_SIDE.get(joint.index)
         degrees = rng.uniform(*joint.angles)
         for side in rng.sample((-1, 1), 2):
             target = turned(points[joint.index], pivot, side * degrees)
             inside = bool(((target > MARGIN) & (target < 1 - MARGIN)).all())
             length = float((target - points[joint.index]).norm())
-            if inside and sure[joint.index] and SHORTEST <= length <= LONGEST:
+            apart = like is None or float((target - points[like]).norm()) >= APART
+            if inside and apart and sure[joint.index] and SHORTEST <= length <= LONGEST:
                 return joint, target
     return None
 

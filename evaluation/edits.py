@@ -123,7 +123,7 @@ class EditStudio:
 
         doors = Doors(self.models.catalogue, self.model, take_image, find_record)
         request = resolve(
-            GenerationParameters.model_validate_json(json.dumps(asked | self.steps)), doors
+            GenerationParameters.model_validate_json(json.dumps(self.steps | asked)), doors
         )
         if raw_tap is None:
             return request

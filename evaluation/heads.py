@@ -6,6 +6,8 @@ VALIDATION seeds. Heads were trained on TRAIN seeds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from heads_registry.training.measures import (
     pair_pck,
     same_different_right,
 )
-from heads_registry.training.tasks import CorrespondenceTask, Examples
+from heads_registry.training.tasks import CorrespondenceTask, Examples, TripletTask
 from world.seeds import TEST, VALIDATION
 
 RUNS = Path("runs/results")
@@ -85,35 +87,43 @@ def appearance(count: int) -> list[Row]:
 
 
 def identity(count: int) -> list[Row]:
-    """Held-out people on tight face crops. Same/different: two pictures of one person against two
-    of people who share hair, hat, glasses and eyes; the threshold on the distance is chosen on
-    validation people at each timestep. `same skin`: people who share the skin tone as well, and
-    differ in the face's shape alone. Triplets: the negative is the anchor edited by the model.
-    Intervals over people."""
+    """Held-out people on tight face crops. Same/different: two pictures of one person against one
+    of two people; the threshold on the distance is chosen on validation people at each timestep.
+    The two are drawn at random from all held-out people (anybody), or share hair, hat, glasses and
+    eyes (lookalikes: skin tone and the face's shape are left), or the skin tone as well (same skin:
+    the shape alone). Triplets: the negative is the anchor edited by the model. Intervals over
+    people."""
     bench, looks = _bench(), max(4, count // 4)
-    reader, size = bench.head("identity"), bench.manifest.width
-    tests = {"same/different, lookalikes, %": False, "same/different, same skin, %": True}
-    held_out, chosen_on = (
-        {
-            name: bench.quadruplets("identity", faces_of(seeds[:looks], size, same_skin))
-            for name, same_skin in tests.items()
-        }
-        for seeds in (TEST, VALIDATION)
-    )
+    reader = bench.head("identity")
+    held_out, chosen_on = (_people(bench, seeds[:looks]) for seeds in (TEST, VALIDATION))
     rows: list[Row] = []
     for fraction in FRACTIONS:
         row: Row = {"t / T": fraction, "people": 2 * looks}
-        for name, same_skin in tests.items():
+        for name, people in held_out.items():
             seen = bench.distances(*chosen_on[name], fraction, reader)
             threshold = best_threshold(seen["positive"], seen["other"])
-            found = bench.distances(*held_out[name], fraction, reader)
+            found = bench.distances(*people, fraction, reader)
             right = same_different_right(found["positive"], found["other"], threshold)
-            row[name] = str(bootstrap(mean, 100 * right.reshape(2, -1).mean(axis=0)))
-            if not same_skin:
+            row[f"same/different, {name}, %"] = str(
+                bootstrap(mean, 100 * right.reshape(2, -1).mean(axis=0))
+            )
+            if name == "lookalikes":
                 edited = 100.0 * (found["positive"] < found["edit"])
                 row["triplets with edits, %"] = str(bootstrap(mean, edited))
         rows.append(row)
     return rows
+
+
+def _people(bench: HeadBench, seeds: Sequence[int]) -> dict[str, tuple[TripletTask, Examples]]:
+    """Quadruplets by who the other is."""
+    size = bench.manifest.width
+    faces = faces_of(seeds, size)
+    sets = {
+        "anybody": replace(faces, looks=[]),
+        "lookalikes": faces,
+        "same skin": faces_of(seeds, size, same_skin=True),
+    }
+    return {name: bench.quadruplets("identity", grouped) for name, grouped in sets.items()}
 
 
 PARTS = {

@@ -128,19 +128,21 @@ def bench_of(count: int) -> tuple[Bench, int]:
 
 def drag(count: int) -> list[Row]:
     """A wrist, an ankle or the nose of a generated picture is dragged around the joint that carries
-    it, by one pair of points and the task's defaults. By the judge, px of 512: the dragged point's
-    distance to its target (mean, median, how often less than half of the way is left), and the way
-    of the key points that should stay. The mean with sides as before: all left and right exchanged
-    where that leaves the other key points nearer, since pictures so small often show no face and
-    the judge then takes front for back. The mean of either side: where the other wrist or ankle
-    counts as well, as the wrong limb may come. Change of the pixels away from the limb, of 255;
-    agreement of shirt, trousers, skin, hair and hat with the picture before, by a recogniser
-    trained on clean renders; the judge's mean confidence in all key points. Raw features: the same
-    objectives and span on one tap of the U-Net; tap and weight chosen on validation. The pose head
-    is a third control beside the two, shown all key points where they are and the dragged one, with
-    what it carries, where it is to be. Within a mask: white lies within a tenth of the picture of
-    the limb where it is, where it is to be, and between; with the pose head all three weights are
-    0.5 there, without it the task's."""
+    it, by one pair of points and the task's defaults. No target lies within a tenth of the picture
+    of the other wrist or ankle, where the two cannot be told apart and the other would count as
+    arrived unmoved. By the judge, px of 512: the dragged point's distance to its target (mean,
+    median, how often less than half of the way is left), and the way of the key points that should
+    stay. The mean with sides as before: all left and right exchanged where that leaves the other
+    key points nearer, since pictures so small often show no face and the judge then takes front for
+    back. The mean of either side: where the other wrist or ankle counts as well, as the wrong limb
+    may come. Change of the pixels away from the limb, of 255; agreement of shirt, trousers, skin,
+    hair and hat with the picture before, by a recogniser trained on clean renders; the judge's mean
+    confidence in all key points. Raw features: the same objectives and span on one tap of the
+    U-Net; tap and weight chosen on validation. The pose head is a third control beside the two,
+    shown all key points where they are and the dragged one, with what it carries, where it is to
+    be. Within a mask: white lies within a tenth of the picture of the limb where it is, where it is
+    to be, and between; with the pose head all three weights are 0.5 there, without it the
+    task's."""
     bench, wanted = bench_of(count)
     cases = bench.cases.generated(TEST, wanted)
     before = torch.stack([case.picture for case in cases])

@@ -36,10 +36,13 @@ class NegativesRecipe(BaseModel):
     others: Fraction = Field(
         0.0,
         description="share of the loss whose negatives are no edits, but pictures of other videos, "
-        "or of other people (of the same look, where the data say who has it)",
+        "or of other people",
     )
     other_groups: int = Field(
-        1, ge=1, description="how many other videos or people an example has, where `others` > 0"
+        1,
+        ge=1,
+        description="how many other videos or people an example has, where `others` > 0: those of "
+        "the same look first, where the data say who has it",
     )
     group_pictures: int = Field(
         2, ge=2, description="pictures of each video or person in an example, where `others` > 0"

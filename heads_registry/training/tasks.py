@@ -6,7 +6,7 @@ head, a pair of frames, an anchor with a positive and a negative). The loop does
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -267,15 +267,19 @@ class TripletTask:
         return [rest[order[index % len(rest)]] for index in range(count)]
 
     def _others(self, group: int, generator: torch.Generator) -> list[int]:
-        """Different other groups: of the same look, else any of the same part of the data."""
-        looks = self.data.looks
+        """Different other groups: of the same look, then of any look of the same part of the data.
+
+        Those of the same look are the hard ones; the others keep hair and hat a part of who it is.
+        """
+        looks, count = self.data.looks, self.plan.other_groups
         alike = [other for other in self._alike[looks[group]] if other != group] if looks else []
-        if not alike:
+        chosen = _shuffled(alike, generator)[:count]
+        if len(chosen) < count:
             training = group < self.examples
             part = range(self.examples) if training else range(self.examples, len(self.data))
-            alike = [other for other in part if other != group] or [group]
-        order = torch.randperm(len(alike), generator=generator).tolist()
-        return [alike[index] for index in order[: self.plan.other_groups]]
+            rest = [other for other in part if other != group and other not in alike]
+            chosen += _shuffled(rest, generator)[: count - len(chosen)]
+        return chosen or [group]
 
     def _other(self, group: int, generator: torch.Generator) -> int:
         """A picture of another group."""
@@ -330,6 +334,10 @@ def _squares(difference: Tensor) -> Tensor:
     return difference.square().mean(dim=(1, 2, 3))
 
 
+def _shuffled(values: list[int], generator: torch.Generator) -> list[int]:
+    return [values[index] for index in torch.randperm(len(values), generator=generator).tolist()]
+
+
 def _one(values: list, generator: torch.Generator):
     return values[int(torch.randint(len(values), (1,), generator=generator))]
 
@@ -344,16 +352,14 @@ def check_others(data: Grouped, plan: NegativesRecipe, held_out: int = HELD_OUT_
     """How many groups are trained on, if each has as many others as an example is to have.
 
     Raises:
-        ValueError: too few groups, or too few that a group may be compared with.
+        ValueError: too few groups, or too few others.
     """
     count = _training_groups(data, held_out)
-    alike = Counter(data.looks)
-    fewest = min((alike[look] - 1 or count - 1 for look in data.looks[:count]), default=count - 1)
-    if plan.others and fewest < plan.other_groups:
+    if plan.others and count - 1 < plan.other_groups:
         raise ValueError(
-            f"negatives.other_groups is {plan.other_groups}, but there are videos or people with "
-            f"only {fewest} others to compare with (of the same look, where the data name looks): "
-            "give more, or a smaller other_groups"
+            f"negatives.other_groups is {plan.other_groups}, but each video or person has only "
+            f"{count - 1} others to be compared with, besides those that are held out: give more, "
+            "or a smaller other_groups"
         )
     return count
 

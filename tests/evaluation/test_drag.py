@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluation.drag import (
+    APART,
     JOINTS,
     LONGEST,
     MARGIN,
@@ -49,6 +50,22 @@ def test_drags_stay_inside_keep_the_limbs_length_and_move_what_is_seen() -> None
         assert SHORTEST <= float((case.target - case.source).norm()) <= LONGEST
         assert MARGIN < float(case.target.min()) <= float(case.target.max()) < 1 - MARGIN
         assert choose_drag(seed, case.points, torch.zeros(18, dtype=torch.bool)) is None
+
+
+def test_a_drag_does_not_end_where_the_other_wrist_or_ankle_is() -> None:
+    seen = torch.zeros(18, dtype=torch.bool)
+    for seed in TEST[:20]:
+        case = case_of(seed)
+        like = OTHER_SIDE.get(case.joint.index)
+        if like is None:
+            continue
+        assert float((case.target - case.points[like]).norm()) >= APART
+        only = seen.clone()
+        only[case.joint.index] = True
+        points = case.points.clone()
+        points[like] = case.target
+        again = choose_drag(seed, points, only)
+        assert again is None or float((again[1] - points[like]).norm()) >= APART
 
 
 def test_a_limbs_mask_holds_its_joints_and_not_the_rest() -> None:

@@ -193,15 +193,35 @@ def test_a_temperature_asks_of_each_picture_whose_it_is_among_all_of_its_example
     )
 
 
+def test_others_are_of_the_same_look_first_and_then_of_others() -> None:
+    data = grouped()
+    anchors = anchor_rows(data, 1)
+    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
+    plan = NegativesRecipe(others=0.5, other_groups=3)
+    task = TripletTask(data, anchors, edits, plan, held_out=1)
+    group_of = {row: index for index, group in enumerate(data.groups) for row in group}
+    seen = set()
+    for _, *rows in task.draw(50, torch.Generator().manual_seed(0)).rows.tolist():
+        own, alike, *others = [group_of[row] for row in rows[::2]]
+        assert data.looks[alike] == data.looks[own]
+        assert all(data.looks[other] != data.looks[own] for other in others)
+        assert len({own, alike, *others}) == 4
+        assert max(own, alike, *others) < task.examples
+        seen |= {(own, other) for other in others}
+    assert seen == {
+        (own, other) for own in range(4) for other in range(4) if own // 2 != other // 2
+    }
+
+
 def test_nobody_is_an_other_of_his_own_and_too_few_others_are_refused(
     tmp_path: Path, tiny_registry: Path
 ) -> None:
     data = grouped()
     anchors = anchor_rows(data, 1)
     edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
-    said = "other_groups is 2, but .* only 1 others"
+    said = "other_groups is 4, but .* only 3 others"
     with pytest.raises(ValueError, match=said):
-        TripletTask(data, anchors, edits, NegativesRecipe(others=0.5, other_groups=2), held_out=1)
+        TripletTask(data, anchors, edits, NegativesRecipe(others=0.5, other_groups=4), held_out=1)
     alone = replace(data, looks=[])
     task = TripletTask(alone, anchors, edits, NegativesRecipe(others=0.5, other_groups=3))
     for _, *rows in task.draw(20, torch.Generator().manual_seed(0)).rows.tolist():
@@ -210,7 +230,7 @@ def test_nobody_is_an_other_of_his_own_and_too_few_others_are_refused(
 
     recipe = write_recipe(tmp_path / "recipe.yaml", "identity")
     values = yaml.safe_load(recipe.read_text())
-    values["negatives"]["other_groups"] = 2
+    values["negatives"]["other_groups"] = 4
     recipe.write_text(yaml.safe_dump(values))
     options = Options(
         recipes=[recipe],
