@@ -87,12 +87,12 @@ def appearance(count: int) -> list[Row]:
 
 
 def identity(count: int) -> list[Row]:
-    """Held-out people on tight face crops. Same/different: two pictures of one person against one
-    of two people; the threshold on the distance is chosen on validation people at each timestep.
-    The two are drawn at random from all held-out people (anybody), or share hair, hat, glasses and
-    eyes (lookalikes: skin tone and the face's shape are left), or the skin tone as well (same skin:
-    the shape alone). Triplets: the negative is the anchor edited by the model. Intervals over
-    people."""
+    """Held-out people on tight face crops. Same/different: two pictures of one person against a
+    picture each of two; the threshold on the distance is chosen on validation people at each
+    timestep. The two are drawn at random from all held-out people (anybody), or share hair, hat,
+    glasses and eyes (lookalikes: skin tone and the face's shape are left), or the skin tone as well
+    (same skin: the shape alone). Triplets: the negative is the anchor edited by the model.
+    Intervals over people."""
     bench, looks = _bench(), max(4, count // 4)
     reader = bench.head("identity")
     held_out, chosen_on = (_people(bench, seeds[:looks]) for seeds in (TEST, VALIDATION))

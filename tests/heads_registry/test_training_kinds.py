@@ -25,7 +25,12 @@ from heads_registry.training.loop import HeadTrainer
 from heads_registry.training.losses import appearance_distance, triplet_hinge
 from heads_registry.training.negatives import anchor_rows, make_negatives
 from heads_registry.training.recipe import HeadRecipe, NegativesRecipe
-from heads_registry.training.tasks import CorrespondenceTask, TripletTask, point_cells
+from heads_registry.training.tasks import (
+    HELD_OUT_GROUPS,
+    CorrespondenceTask,
+    TripletTask,
+    point_cells,
+)
 from heads_registry.training.trainee import Trainee
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -122,13 +127,22 @@ def grouped(kind: str = "faces") -> Grouped:
     return load(EXAMPLES / kind, 32, 32)
 
 
-def test_triplets_are_what_they_should_be() -> None:
-    data = grouped()
+def triplets_of(data: Grouped, plan: NegativesRecipe, held_out: int = 1) -> TripletTask:
+    """The task with black pictures for edits."""
     anchors = anchor_rows(data, 1)
     edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
-    recipe = NegativesRecipe(others=0.5, group_pictures=3)
-    task = TripletTask(data, anchors, edits, recipe, held_out=1)
-    group_of = {row: index for index, group in enumerate(data.groups) for row in group}
+    return TripletTask(data, anchors, edits, plan, held_out)
+
+
+def groups_by_row(data: Grouped) -> dict[int, int]:
+    return {row: index for index, group in enumerate(data.groups) for row in group}
+
+
+def test_triplets_are_what_they_should_be() -> None:
+    data = grouped()
+    task = triplets_of(data, NegativesRecipe(others=0.5, group_pictures=3))
+    anchors = task.anchors
+    group_of = groups_by_row(data)
     assert task.examples == 4, "the two people of the last look are held out together"
     drawn = task.draw(50, torch.Generator().manual_seed(0)).rows.tolist()
     for edit, *pictures in drawn:
@@ -146,10 +160,8 @@ def test_triplets_are_what_they_should_be() -> None:
 
 def test_others_share_the_loss_with_edits_and_all_their_triplets_count() -> None:
     data = grouped()
-    anchors = anchor_rows(data, 1)
-    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
     recipe = HeadRecipe(name="x", title="x", kind="identity")
-    task = TripletTask(data, anchors, edits, NegativesRecipe(others=0.25), held_out=1)
+    task = triplets_of(data, NegativesRecipe(others=0.25))
     generator = torch.Generator().manual_seed(0)
     said = torch.randn(3, 5, 8, 4, 4, generator=generator)
     edit, *first, third, fourth = said.unbind(1)
@@ -164,7 +176,7 @@ def test_others_share_the_loss_with_edits_and_all_their_triplets_count() -> None
     examples = task.draw(3, generator)
     assert examples.rows.shape == (3, 5)
     torch.testing.assert_close(task.loss(recipe, said, examples), expected)
-    alone = TripletTask(data, anchors, edits, NegativesRecipe(group_pictures=3), held_out=1)
+    alone = triplets_of(data, NegativesRecipe(group_pictures=3))
     assert alone.draw(3, generator).rows.shape == (3, 3)
     torch.testing.assert_close(
         alone.loss(recipe, said[:, :3], examples), triplet_hinge(*first, edit)
@@ -173,11 +185,8 @@ def test_others_share_the_loss_with_edits_and_all_their_triplets_count() -> None
 
 def test_a_temperature_asks_of_each_picture_whose_it_is_among_all_of_its_example() -> None:
     data = grouped()
-    anchors = anchor_rows(data, 1)
-    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
     recipe = HeadRecipe(name="x", title="x", kind="identity")
-    plan = NegativesRecipe(others=1.0, temperature=0.1)
-    task = TripletTask(data, anchors, edits, plan, held_out=1)
+    task = triplets_of(data, NegativesRecipe(others=1.0, temperature=0.1))
     generator = torch.Generator().manual_seed(0)
     said = torch.randn(3, 5, 8, 4, 4, generator=generator)
     entropies = []
@@ -195,11 +204,8 @@ def test_a_temperature_asks_of_each_picture_whose_it_is_among_all_of_its_example
 
 def test_others_are_of_the_same_look_first_and_then_of_others() -> None:
     data = grouped()
-    anchors = anchor_rows(data, 1)
-    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
-    plan = NegativesRecipe(others=0.5, other_groups=3)
-    task = TripletTask(data, anchors, edits, plan, held_out=1)
-    group_of = {row: index for index, group in enumerate(data.groups) for row in group}
+    task = triplets_of(data, NegativesRecipe(others=0.5, other_groups=3))
+    group_of = groups_by_row(data)
     seen = set()
     for _, *rows in task.draw(50, torch.Generator().manual_seed(0)).rows.tolist():
         own, alike, *others = [group_of[row] for row in rows[::2]]
@@ -217,16 +223,13 @@ def test_nobody_is_an_other_of_his_own_and_too_few_others_are_refused(
     tmp_path: Path, tiny_registry: Path
 ) -> None:
     data = grouped()
-    anchors = anchor_rows(data, 1)
-    edits = torch.zeros(len(anchors), 3, 32, 32, dtype=torch.uint8)
     said = "other_groups is 4, but .* only 3 others"
     with pytest.raises(ValueError, match=said):
-        TripletTask(data, anchors, edits, NegativesRecipe(others=0.5, other_groups=4), held_out=1)
+        triplets_of(data, NegativesRecipe(others=0.5, other_groups=4))
     alone = replace(data, looks=[])
-    task = TripletTask(alone, anchors, edits, NegativesRecipe(others=0.5, other_groups=3))
+    task = triplets_of(alone, NegativesRecipe(others=0.5, other_groups=3), HELD_OUT_GROUPS)
     for _, *rows in task.draw(20, torch.Generator().manual_seed(0)).rows.tolist():
-        groups = [next(i for i, group in enumerate(data.groups) if row in group) for row in rows]
-        assert len(set(groups)) == 4
+        assert len({groups_by_row(data)[row] for row in rows}) == 4
 
     recipe = write_recipe(tmp_path / "recipe.yaml", "identity")
     values = yaml.safe_load(recipe.read_text())
