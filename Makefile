@@ -108,14 +108,14 @@ demo-model: setup  ## Train the demo model on, its heads and the judges (hours o
 	@$(PY) -m evaluation.train_attributes people
 	@$(PY) -m evaluation.train_attributes faces
 
-demo-heads: setup  ## Train the demo model's six heads on (80 core-minutes, beside data and negatives)
+demo-heads: setup  ## Train the demo model's six heads on (180 core-minutes, beside data and negatives)
 	@$(PY) -m world.dataset folder data/heads64 --range train --count 9000 --behind 0.3 --size 64 \
 		--labels pose depth edge
 	@$(PY) -m world.dataset folder data/videos64 --range train --count 2500 --frames 6 --cuts \
 		--size 64
 	@$(PY) -m world.dataset folder data/looks64 --range train --count 1000 --frames 4 \
 		--cuts 0.6 --size 64
-	@$(PY) -m world.dataset faces data/faces64 --range train --count 1500 --people 2 --shots 3 \
+	@$(PY) -m world.dataset faces data/faces64 --range train --count 700 --people 4 --shots 3 \
 		--size 64
 	@$(TRAIN) $(foreach head,pose depth edge,$(RECIPE)-$(head).yaml) --data data/heads64 \
 		--run runs/heads-spatial --minutes 15
@@ -123,8 +123,7 @@ demo-heads: setup  ## Train the demo model's six heads on (80 core-minutes, besi
 		--minutes 45
 	@$(TRAIN) $(RECIPE)-appearance.yaml --data data/looks64 --run runs/head-appearance \
 		--minutes 12
-	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity \
-		--minutes 14
+	@$(TRAIN) $(RECIPE)-identity.yaml --data data/faces64 --run runs/head-identity
 
 TRAIN := $(VENV)/bin/readout train head --fine-tune --out heads_registry/builtin
 RECIPE := heads_registry/training/recipes/mannequin

@@ -44,13 +44,16 @@ PREVIEWED = 6
 TRIAL_STEPS = 5
 """After which the duration is estimated."""
 
+SHARED = ("kind", "batch_size", "accumulation_steps", "max_steps", "seed", "timesteps")
+"""Fields of recipes in which heads that are trained together agree."""
+
 
 class HeadTrainer:
     """Trains heads of one or several recipes together on the same examples.
 
     Args:
         model: the frozen base model.
-        recipes: of one kind, batch size, step count and seed, since they share the loop.
+        recipes: all with the same `SHARED`, since they share the loop.
         task: the kind's data and loss.
         run: directory of checkpoint and caches; a run that was stopped goes on from it.
         minutes: stop after so much training, if that comes before `max_steps`; the learning rate
@@ -72,20 +75,17 @@ class HeadTrainer:
         log: TrainingLog | None = None,
         starts: Mapping[str, HeadManifest] = MappingProxyType({}),
     ) -> None:
-        shared = {
-            (one.kind, one.batch_size, one.accumulation_steps, one.max_steps, one.seed)
-            for one in recipes
-        }
+        shared = {tuple(getattr(recipe, name) for name in SHARED) for recipe in recipes}
         if len(shared) != 1:
-            raise ValueError(
-                "heads trained together need one kind, batch_size, accumulation_steps, max_steps "
-                "and seed"
-            )
-        ((_, self.batch_size, self.parts, self.max_steps, seed),) = shared
+            raise ValueError(f"heads trained together need one {', '.join(SHARED)}")
+        ((_, self.batch_size, self.parts, self.max_steps, seed, fractions),) = shared
         self.model, self.task, self.run_directory, self.minutes = model, task, run, minutes
         self.mixed_precision, self.log = mixed_precision, log or NoLog()
         height, width = task.images.shape[2:]
         self.frozen = FrozenFeatures(model, width, height)
+        steps = self.frozen.num_timesteps
+        first = min(max(1, round(fractions[0] * steps)), steps - 1)
+        self.timestep_range = (first, max(first + 1, round(fractions[1] * steps)))
         self.latents = cached_latents(model, task.images, run)
         self.generator = torch.Generator().manual_seed(seed)
         self.trainees = [
@@ -132,9 +132,9 @@ class HeadTrainer:
         """One step of every head; returns the losses, before it."""
         device, count = self.model.device, self.batch_size
         examples = self.task.draw(count, self.generator)
-        timesteps = torch.randint(
-            1, self.frozen.num_timesteps, (count,), generator=self.generator
-        ).to(device)
+        timesteps = torch.randint(*self.timestep_range, (count,), generator=self.generator).to(
+            device
+        )
         noise = torch.randn(
             *examples.rows.shape, *self.latents.shape[1:], generator=self.generator
         ).to(device)

@@ -88,6 +88,11 @@ class HeadRecipe(BaseModel):
     margin: float = Field(0.5, gt=0, description="appearance and identity: of the hinge")
     negatives: NegativesRecipe = NegativesRecipe()
     timestep_convention: Literal["timestep", "reversed", "none"] = "timestep"
+    timesteps: tuple[Fraction, Fraction] = Field(
+        (0.0, 1.0),
+        description="fractions of the schedule between which pictures are noised in training; "
+        "leave out where nothing can be read any more and nothing is guided",
+    )
     projection_channels: int = Field(384, gt=0)
     num_norm_groups: int = Field(32, gt=0)
     optimizer: Literal["adamw", "adamw8bit"] = Field(
@@ -115,6 +120,8 @@ class HeadRecipe(BaseModel):
             raise ValueError("label and loss are given for spatial heads and for no others")
         if self.kind != "spatial" and self.output_scale != 1:
             raise ValueError("output_scale is of spatial heads")
+        if self.timesteps[0] >= self.timesteps[1]:
+            raise ValueError("timesteps must rise: [from, to] with 0 ≤ from < to ≤ 1")
         if self.batch_size % self.accumulation_steps:
             raise ValueError("batch_size must be a multiple of accumulation_steps")
         if self.projection_channels % 4 or self.projection_channels // 4 % self.num_norm_groups:

@@ -103,6 +103,38 @@ def test_a_stopped_training_goes_on_where_it_was(
         HeadTrainer(model, [recipe("x")], SpatialTask(data), tmp_path / "parts")
 
 
+@pytest.mark.parametrize("fractions", [(0.0, 0.25), (0.5, 0.6), (0.9999, 1.0)])
+def test_pictures_are_noised_within_the_recipes_timesteps(
+    tiny_registry: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fractions: tuple[float, float],
+) -> None:
+    model = BaseModel.load(Catalogue([tiny_registry]).model("tiny"))
+    data = load_labelled_images(folder, ["pose"], 32, 32)
+    wanted = recipe(timesteps=fractions, batch_size=16)
+    trainer = HeadTrainer(model, [wanted], SpatialTask(data, held_out=2), tmp_path)
+    seen, add_noise = [], trainer.frozen.add_noise
+
+    def watched(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
+        seen.extend(timesteps.tolist())
+        return add_noise(latents, noise, timesteps)
+
+    monkeypatch.setattr(trainer.frozen, "add_noise", watched)
+    trainer.train()
+    low, high = (round(share * 1000) for share in fractions)
+    assert len(seen) == 4 * 16
+    assert low - 1 <= min(seen)
+    assert max(seen) < max(high, low + 1)
+    assert high - low < 2 or max(seen) - min(seen) > (high - low) / 2
+
+
+def test_timesteps_of_a_recipe_rise() -> None:
+    with pytest.raises(ValueError, match="timesteps must rise"):
+        recipe(timesteps=(0.5, 0.5))
+
+
 def test_the_moving_average_forgets_the_untrained_weights_and_ends_at_its_decay() -> None:
     average = _moving_average(0.9)
     kept, step = [torch.ones(1)], [torch.zeros(1)]
