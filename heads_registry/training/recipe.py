@@ -90,8 +90,8 @@ class HeadRecipe(BaseModel):
     timestep_convention: Literal["timestep", "reversed", "none"] = "timestep"
     timesteps: tuple[Fraction, Fraction] = Field(
         (0.0, 1.0),
-        description="fractions of the schedule between which pictures are noised in training; "
-        "leave out where nothing can be read any more and nothing is guided",
+        description="fractions of the schedule, 0 clean and 1 noise, between which pictures are "
+        "noised in training; guidance's span runs the other way, from the first step, all noise",
     )
     projection_channels: int = Field(384, gt=0)
     num_norm_groups: int = Field(32, gt=0)
